@@ -1,0 +1,50 @@
+"""Presets shared by the config files: `--config=configs/ispo.py:model=tiny,task=arithmetic`.
+
+`model=tiny` is the embedded model; any other value is the path of a Hugging Face folder, with settings
+for Qwen2.5. `task` is arithmetic, countdown, hf:…, or the path of a .jsonl file.
+"""
+
+from jaxrl_reason import config as config_lib
+
+DEFAULTS = {"model": "tiny", "task": "arithmetic"}
+
+
+def parse(arg: str | None) -> dict[str, str]:
+    """`model=tiny,task=arithmetic` as a dictionary over the defaults; unknown names are refused."""
+    values = dict(DEFAULTS)
+    for part in filter(None, (arg or "").split(",")):
+        name, _, value = part.partition("=")
+        if name not in DEFAULTS or not value:
+            raise ValueError(
+                f"config argument {part!r}: expected name=value, names: {list(DEFAULTS)}"
+            )
+        values[name] = value
+    return values
+
+
+def train(arg: str | None):
+    """ConfigDict of the RL trainer for a model and a task."""
+    values = parse(arg)
+    config = config_lib.to_config_dict(config_lib.TrainConfig())
+    config.model.path = values["model"]
+    config.data.source = values["task"]
+    procedural = values["task"] in ("arithmetic", "countdown")
+    config.eval.source = values["task"]
+    config.eval.split = "test"
+    if values["model"] != "tiny":
+        # Qwen2.5 on DAPO-Math, ISPO's appendix A.2; batch 512 = 64 prompts x 8
+        config.model.dtype = "bfloat16"
+        config.model.remat = True
+        config.data.template = "qwen_math"
+        config.data.max_prompt_length = 1024
+        config.rollout.num_prompts = 64
+        config.rollout.max_completion_length = 4096
+        config.learner.micro_batch_size = 32
+        config.eval.num_problems = 0
+        config.eval.temperature = 0.6
+    elif not procedural:
+        config.data.max_prompt_length = 256
+        config.rollout.max_completion_length = 128
+    elif values["task"] == "countdown":
+        config.data.max_prompt_length = 96
+    return config

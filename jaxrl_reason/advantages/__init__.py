@@ -1,0 +1,1 @@
+"""Advantages: [B] rewards to credit per rollout or per token."""

@@ -1,0 +1,364 @@
+"""Every setting of the mains: declared here with type and default, checked before any work.
+
+A config file under configs/ builds a ConfigDict from these dataclasses (`to_config_dict`) and changes
+values; a main turns it back (`from_config_dict`). Only this file and the mains see a ConfigDict. Keys
+follow TRL where it has a name. Sizes are counted in tokens, rollouts or steps as the name says.
+"""
+
+import dataclasses
+import types
+import typing
+
+import ml_collections
+
+MODEL_DTYPES = ("float32", "bfloat16")
+
+
+def _require(key, value, ok, allowed):
+    if not ok:
+        raise ValueError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
+
+
+def _one_of(key, value, choices):
+    _require(key, value, value in choices, ", ".join(map(repr, choices)))
+
+
+def _at_least(prefix, section, **lows):
+    for name, low in lows.items():
+        value = getattr(section, name)
+        _require(f"{prefix}.{name}", value, value >= low, f">= {low}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """The policy at the start, which is also π_0."""
+
+    path: str = "tiny"  # a Hugging Face folder, or "tiny", the embedded model
+    dtype: str = "float32"  # compute dtype; master parameters are always float32
+    remat: bool = False  # recompute layer activations in the backward pass
+
+    def __post_init__(self):
+        _one_of("model.dtype", self.dtype, MODEL_DTYPES)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+    """Problems and how they become prompts."""
+
+    source: str = "arithmetic"  # arithmetic, countdown, hf:dataset, or a .jsonl file
+    split: str = "train"
+    template: str = "chat"
+    answer_format: str = "boxed"
+    max_prompt_length: int = 32  # longer prompts are filtered out and counted, never cut
+    direct_fraction: float = 0.0  # arithmetic: share of reference solutions without steps (sft)
+
+    def __post_init__(self):
+        from jaxrl_reason.data.prompts import CHAT, TEMPLATES
+        from jaxrl_reason.verify.extract import FORMATS
+
+        _one_of("data.template", self.template, (*TEMPLATES, CHAT))
+        _one_of("data.answer_format", self.answer_format, FORMATS)
+        _at_least("data", self, max_prompt_length=1)
+        share = self.direct_fraction
+        _require("data.direct_fraction", share, 0 <= share <= 1, "a number in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSection:
+    """Sampling for training. No top-k or top-p here: the policy is what was sampled from."""
+
+    num_prompts: int = 32  # prompts per step
+    num_generations: int = 8  # rollouts of each prompt (G)
+    max_completion_length: int = 48
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        _at_least("rollout", self, num_prompts=1, num_generations=1, max_completion_length=1)
+        _require("rollout.temperature", self.temperature, self.temperature > 0, "> 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmSection:
+    """Which recipe, and what every group-relative recipe shares."""
+
+    recipe: str = "ispo"
+    scale_rewards: str = "std"  # "std" (GRPO) or "none" (Dr.GRPO)
+    advantage_preset: str = "verl"  # whose ddof and eps: verl, trl, dr_grpo_repo, numpy
+    std_floor: str = "0"  # σ_min: a number, or "outcome" for 1/√G
+    epsilon: float = 0.2
+    epsilon_high: float = 0.28
+    loss_type: str = "sequence_mean"  # or token_mean (DAPO), constant (Dr.GRPO)
+    beta: float = 0.0  # weight of KL(π‖π_0) in the loss
+    kl_estimator: str = "k3"  # or k2
+
+    def __post_init__(self):
+        from jaxrl_reason.advantages import group
+        from jaxrl_reason.objectives import surrogate
+        from jaxrl_reason.recipes import RECIPES
+
+        _one_of("algorithm.recipe", self.recipe, tuple(RECIPES))
+        _one_of("algorithm.scale_rewards", self.scale_rewards, group.SCALES)
+        _one_of("algorithm.advantage_preset", self.advantage_preset, tuple(group.PRESETS))
+        _one_of("algorithm.loss_type", self.loss_type, surrogate.LOSS_TYPES)
+        _one_of("algorithm.kl_estimator", self.kl_estimator, ("k2", "k3"))
+        _require(
+            "algorithm.std_floor", self.std_floor, self.sigma_min is not None, "'outcome' or >= 0"
+        )
+        _at_least("algorithm", self, epsilon=0, epsilon_high=0, beta=0)
+        _require("algorithm.epsilon", self.epsilon, self.epsilon < 1, "< 1")
+
+    @property
+    def sigma_min(self) -> float | str | None:
+        """`std_floor` as `group_advantages` takes it; None if it is neither."""
+        if self.std_floor == "outcome":
+            return "outcome"
+        try:
+            value = float(self.std_floor)
+        except ValueError:
+            return None
+        return value if 0 <= value < float("inf") else None
+
+
+@dataclasses.dataclass(frozen=True)
+class IspoSection:
+    """ISPO's weights and sets; the defaults are the paper's (appendix A.2)."""
+
+    lambda1: float = 0.5  # weight of the conditional IFD
+    lambda2: float = 0.1  # weight of the token reward
+    top_fraction: float = 0.1  # share of a rollout's tokens in 𝒜
+    drift_threshold: float = 0.3  # τ_Δ, nats
+    critical: str = "intersection"  # or entropy, drift, union (Table 2b)
+    alpha: float = 1.0
+    beta: float = 1.0  # hinge weight; 0 is "β = 0" of Table 2c
+    entropy_threshold: float = 0.3  # τ_H, nats
+    symmetric: bool = False  # the correct rollouts' form for all (Table 2c)
+    ablated_stub: str = ""  # "": the answer's opening as sampled; else this text
+
+    def __post_init__(self):
+        from jaxrl_reason.rewards.ispo import CRITICAL_VARIANTS
+
+        _one_of("ispo.critical", self.critical, CRITICAL_VARIANTS)
+        _require("ispo.top_fraction", self.top_fraction, 0 < self.top_fraction <= 1, "in (0, 1]")
+        _at_least("ispo", self, drift_threshold=0, entropy_threshold=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSection:
+    """AdamW on float32 masters, after clipping the global gradient norm."""
+
+    learning_rate: float = 1e-6
+    schedule: str = "constant"  # or cosine; both after a linear warm-up
+    warmup_steps: int = 0
+    final_fraction: float = 0.0  # cosine ends at this share of the rate
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    max_skipped_in_row: int = 5  # so many non-finite updates in a row stop the run
+
+    def __post_init__(self):
+        _one_of("optimizer.schedule", self.schedule, ("constant", "cosine"))
+        _require("optimizer.learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
+        _require("optimizer.max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "> 0")
+        _at_least("optimizer", self, warmup_steps=0, weight_decay=0, max_skipped_in_row=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerSection:
+    """Memory knobs; neither changes the gradient."""
+
+    micro_batch_size: int = 64  # rows per forward/backward, over all devices; gradients accumulate
+    chunk_tokens: int = 4096  # tokens whose logits exist at once
+
+    def __post_init__(self):
+        _at_least("learner", self, micro_batch_size=1, chunk_tokens=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSection:
+    """Device mesh; one axis may be -1, whatever remains."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSection:
+    """Orbax checkpoints: the last `keep`, and the best one by the evaluation (or training) accuracy."""
+
+    every: int = 20  # steps; the last step is always saved
+    keep: int = 2
+
+    def __post_init__(self):
+        _at_least("checkpoint", self, every=1, keep=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSection:
+    """Evaluation on problems the training cannot see."""
+
+    source: str = "arithmetic"
+    split: str = "test"
+    num_problems: int = 256  # the first so many; 0: all
+    num_generations: int = 8  # k of avg@k, pass@k, maj@k; 0: greedy only
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    batch_size: int = 64  # prompts at a time
+    every: int = 0  # steps between evaluations during training; 0: only before and after
+
+    def __post_init__(self):
+        _at_least("eval", self, num_problems=0, num_generations=0, top_k=0, batch_size=1, every=0)
+        _require(
+            "eval.temperature", self.temperature, self.temperature > 0, "> 0 (greedy is always run)"
+        )
+        _require("eval.top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifierSection:
+    """The pool of verifier processes."""
+
+    num_workers: int = 2
+    timeout_s: float = 5.0  # per item; then its worker is killed and replaced
+
+    def __post_init__(self):
+        _at_least("verifier", self, num_workers=1)
+        _require("verifier.timeout_s", self.timeout_s, self.timeout_s > 0, "> 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSection:
+    """What is written beside the metrics."""
+
+    tensorboard: bool = True
+    rollouts_every: int = 20  # steps between samples of rollouts with per-token signals; 0: never
+    rollouts_prompts: int = 2  # prompts per such sample
+
+    def __post_init__(self):
+        _at_least("log", self, rollouts_every=0, rollouts_prompts=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """`python -m jaxrl_reason.train`."""
+
+    seed: int = 0
+    num_steps: int = 100
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    rollout: RolloutSection = RolloutSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    ispo: IspoSection = IspoSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    learner: LearnerSection = LearnerSection()
+    mesh: MeshSection = MeshSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    eval: EvalSection = EvalSection()
+    verifier: VerifierSection = VerifierSection()
+    log: LogSection = LogSection()
+
+    def __post_init__(self):
+        _at_least("config", self, seed=0, num_steps=1)
+        rows, micro = self.num_rollouts, self.learner.micro_batch_size
+        _require(
+            "learner.micro_batch_size", micro, rows % micro == 0, f"a divisor of {rows} rollouts"
+        )
+
+    @property
+    def num_rollouts(self) -> int:
+        """Rows of one optimiser batch (B)."""
+        return self.rollout.num_prompts * self.rollout.num_generations
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """`python -m jaxrl_reason.sft`."""
+
+    seed: int = 0
+    random_init: bool = (
+        False  # start from random weights; model.path then gives config and tokenizer
+    )
+    num_steps: int = 100
+    batch_size: int = 64
+    max_completion_length: int = 48  # longer solutions are filtered out and counted
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    optimizer: OptimizerSection = OptimizerSection(learning_rate=1e-5)
+    learner: LearnerSection = LearnerSection()
+    mesh: MeshSection = MeshSection()
+    checkpoint: CheckpointSection = CheckpointSection(every=500)
+    log: LogSection = LogSection(rollouts_every=0)
+
+    def __post_init__(self):
+        _at_least("config", self, seed=0, num_steps=1, batch_size=1, max_completion_length=1)
+        rows, micro = self.batch_size, self.learner.micro_batch_size
+        _require(
+            "learner.micro_batch_size", micro, rows % micro == 0, f"a divisor of batch_size {rows}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """`python -m jaxrl_reason.evaluate`."""
+
+    seed: int = 0
+    max_completion_length: int = 48
+    model: ModelSection = ModelSection()
+    template: str = "chat"
+    answer_format: str = "boxed"
+    max_prompt_length: int = 32
+    eval: EvalSection = EvalSection()
+    mesh: MeshSection = MeshSection()
+    verifier: VerifierSection = VerifierSection()
+
+    def __post_init__(self):
+        _at_least("config", self, seed=0, max_completion_length=1, max_prompt_length=1)
+        DataSection(template=self.template, answer_format=self.answer_format)
+
+
+def to_config_dict(config) -> ml_collections.ConfigDict:
+    """A mutable ConfigDict with every key of a config dataclass, types locked."""
+    return ml_collections.ConfigDict(dataclasses.asdict(config))
+
+
+def from_config_dict(cls, raw: ml_collections.ConfigDict | dict, prefix: str = ""):
+    """The validated dataclass of a ConfigDict.
+
+    Raises ValueError naming an unknown, missing or ill-typed key or an impossible value, with what was
+    found and what is allowed.
+    """
+    raw = raw.to_dict() if isinstance(raw, ml_collections.ConfigDict) else raw
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for kind, keys in (
+        ("unknown", raw.keys() - fields.keys()),
+        ("missing", fields.keys() - raw.keys()),
+    ):
+        if keys:
+            name = ", ".join(prefix + key for key in sorted(keys))
+            raise ValueError(f"{name}: {kind} config key; known here: {', '.join(fields)}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in raw.items():
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise ValueError(f"{prefix}{name}: expected a section, found {value!r}")
+            values[name] = from_config_dict(kind, value, f"{prefix}{name}.")
+        else:
+            values[name] = _typed(prefix + name, value, kind)
+    return cls(**values)
+
+
+def _typed(key, value, kind):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wrong = isinstance(value, bool) and kind is not bool
+    if wrong or not isinstance(value, kind):
+        name = kind if isinstance(kind, types.UnionType) else kind.__name__
+        raise ValueError(f"{key}: {value!r} is of type {type(value).__name__}, expected {name}")
+    if kind is float and value != value:
+        raise ValueError(f"{key}: nan is not allowed")
+    return value

@@ -1,0 +1,96 @@
+"""The clipped surrogate of PPO/GRPO, its reductions, and the weights that make accumulation exact.
+
+    ρ = exp(log π_θ − log π_old),   loss_t = −min(ρ·Â, clip(ρ, 1−ε, 1+ε_high)·Â)
+
+A reduction is a weight per token, computed once over the whole optimiser batch: the loss is Σ w·loss_t,
+so that micro-batches simply add up and gradient accumulation cannot change the gradient.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxrl_reason import masked
+from jaxrl_reason.objectives import divergence
+
+LOSS_TYPES = ("sequence_mean", "token_mean", "constant")
+LOG_RATIO_CLAMP = 20.0
+
+Metrics = dict  # name -> (sum, count)
+
+
+def loss_weights(
+    mask: Bool[Array, "B T"], loss_type: str, max_completion_length: int | None = None
+) -> Float[Array, "B T"]:
+    """Weight of every token in the loss; 0 where masked, rows without any token count nowhere.
+
+    `sequence_mean` (GRPO, Eq. 1 of ISPO): mean over sequences of token means. `token_mean` (DAPO): over
+    all tokens of the batch. `constant` (Dr.GRPO): 1/(B·max_completion_length).
+    """
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"loss_type: {loss_type!r} is not one of {LOSS_TYPES}")
+    mask = mask.astype(jnp.float32)
+    lengths = jnp.sum(mask, axis=-1, keepdims=True)
+    sequences = jnp.maximum(jnp.sum((lengths > 0).astype(jnp.float32)), 1.0)
+    if loss_type == "sequence_mean":
+        return mask / jnp.maximum(lengths, 1.0) / sequences
+    if loss_type == "token_mean":
+        return mask / jnp.maximum(jnp.sum(mask), 1.0)
+    if not max_completion_length:
+        raise ValueError("loss_type 'constant' needs max_completion_length")
+    return mask / (sequences * max_completion_length)
+
+
+def policy_loss(
+    logp: Float[Array, "B T"],
+    logp_old: Float[Array, "B T"],
+    advantages: Float[Array, "B T"] | Float[Array, " B"],
+    mask: Bool[Array, "B T"],
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    loss_type: str = "sequence_mean",
+    max_completion_length: int | None = None,
+    weights: Float[Array, "B T"] | None = None,
+    beta: float = 0.0,
+    logp_ref: Float[Array, "B T"] | None = None,
+    kl_estimator: str = "k3",
+) -> tuple[Float[Array, ""], Metrics]:
+    """Clipped surrogate, to be minimised, and its metrics as (sum, count) pairs.
+
+    Gradient flows through `logp` alone (the caller passes the others as numbers). `advantages` are [B]
+    or [B,T]. `weights` from `loss_weights` over the whole optimiser batch replace those of this
+    micro-batch. The clip range is [1 − epsilon, 1 + epsilon_high], epsilon_high defaulting to epsilon;
+    the log-ratio is clamped to ±20. `beta` > 0 adds β·KL(π‖π_0) per token with the given estimator.
+    An empty mask gives loss 0 with gradient 0.
+    """
+    mask = mask.astype(bool)
+    if weights is None:
+        weights = loss_weights(mask, loss_type, max_completion_length)
+    if advantages.ndim == 1:
+        advantages = advantages[:, None]
+    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    # where before any arithmetic: NaN under the mask must not reach the gradient
+    log_ratio = jnp.where(mask, logp, 0.0) - jnp.where(mask, logp_old, 0.0)
+    ratio = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP))
+    advantages = jnp.where(mask, advantages, 0.0)
+    clipped = jnp.clip(ratio, 1.0 - epsilon, 1.0 + epsilon_high)
+    per_token = -jnp.minimum(ratio * advantages, clipped * advantages)
+    if beta:
+        if logp_ref is None:
+            raise ValueError("beta: the KL term needs logp_ref")
+        kl = divergence.in_loss(
+            kl_estimator, jnp.where(mask, logp, 0.0), jnp.where(mask, logp_ref, 0.0)
+        )
+        per_token = per_token + beta * kl
+    loss = jnp.sum(weights * per_token)
+    low = (ratio < 1.0 - epsilon) & (advantages < 0)
+    high = (ratio > 1.0 + epsilon_high) & (advantages > 0)
+    tokens = jnp.sum(mask.astype(jnp.float32))
+    metrics = {
+        "clip_ratio/low_mean": (masked.masked_sum(low, mask), tokens),
+        "clip_ratio/high_mean": (masked.masked_sum(high, mask), tokens),
+        "clip_ratio/region_mean": (masked.masked_sum(low | high, mask), tokens),
+        "policy/ratio_deviation": (masked.masked_sum(jnp.abs(ratio - 1.0), mask), tokens),
+    }
+    if beta:
+        metrics["kl"] = (masked.masked_sum(kl, mask), tokens)
+    return loss, metrics

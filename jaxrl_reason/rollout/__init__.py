@@ -1,0 +1,5 @@
+"""Sampling completions."""
+
+from jaxrl_reason.rollout.sampler import SamplingParams, sample
+
+__all__ = ["SamplingParams", "sample"]

@@ -1,0 +1,66 @@
+"""What the mains share: reading flags, finding and loading a model."""
+
+import functools
+import os
+
+import jax
+from absl import flags, logging
+from ml_collections import config_flags
+
+from jaxrl_reason import config as config_lib
+from jaxrl_reason import mesh as mesh_lib
+from jaxrl_reason.data.tokenizer import Tokenizer
+from jaxrl_reason.model import config as model_config_lib
+from jaxrl_reason.model import init_params, load_pretrained
+from jaxrl_reason.model.decoder import abstract_params
+
+EMBEDDED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "embedded", "tiny")
+
+
+def define_flags() -> None:
+    """--config and --workdir."""
+    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/ispo.py:model=tiny.")
+    flags.DEFINE_string("workdir", None, "Run folder; an interrupted run in it is continued.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def read_config(cls):
+    """The validated config dataclass of --config."""
+    logging.set_verbosity(logging.WARNING)  # orbax logs every save at INFO
+    return config_lib.from_config_dict(cls, flags.FLAGS.config)
+
+
+def model_folder(path: str) -> str:
+    """Folder of a model name: "tiny" is the embedded model."""
+    folder = EMBEDDED if path == "tiny" else path
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"model.path: no folder {folder!r} ('tiny' is the embedded model)")
+    return folder
+
+
+def load_model(section, mesh, *, masters: bool = True, random_seed: int | None = None):
+    """(ModelConfig, parameters on the mesh, Tokenizer) of a config's model section.
+
+    `masters` gives float32 parameters, else they have the compute dtype. With `random_seed` the folder
+    needs no weights: the parameters are random.
+    """
+    folder = model_folder(section.path)
+    tokenizer = Tokenizer(folder)
+    shardings = functools.partial(mesh_lib.param_shardings, mesh)
+    if random_seed is not None:
+        model_config = model_config_lib.read(folder, dtype=section.dtype, num_tokens=tokenizer.size)
+        init = jax.jit(
+            functools.partial(init_params, model_config, random_seed),
+            out_shardings=shardings(abstract_params(model_config)),
+        )
+        return model_config, init(), tokenizer
+    param_dtype = "float32" if masters else section.dtype
+    model_config, params = load_pretrained(
+        folder, section.dtype, param_dtype=param_dtype, shardings=shardings
+    )
+    return model_config, params, tokenizer
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the run folder."""
+    return jax.process_index() == 0

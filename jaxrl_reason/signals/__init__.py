@@ -1,0 +1,1 @@
+"""Signals: what is read off the model about rollouts that already exist."""

@@ -1,0 +1,252 @@
+"""Train a policy with verifiable rewards.
+
+    python -m jaxrl_reason.train --config=configs/ispo.py:model=tiny,task=arithmetic --workdir=runs/ispo
+
+Starting again with the same --workdir continues at the next step. The run folder then holds
+config.json, metrics.jsonl, outcomes.jsonl, tensorboard/, checkpoints/, rollouts/, eval/ and
+learning_curve.png.
+"""
+
+import dataclasses
+import json
+import os
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from jaxrl_reason import checkpoint, diagnostics, learner, recipes, setup, workdir
+from jaxrl_reason import evaluation as evaluation_lib
+from jaxrl_reason import mesh as mesh_lib
+from jaxrl_reason.config import TrainConfig
+from jaxrl_reason.data import prompts as prompts_lib
+from jaxrl_reason.data.pipeline import ProblemStream
+from jaxrl_reason.data.tasks import PROCEDURAL, evaluation_problems, load_source
+from jaxrl_reason.experience import Collector, rollout_records
+from jaxrl_reason.metrics import JsonlLog, PhaseTimer, TensorBoardLog, finalise
+from jaxrl_reason.model.decoder import abstract_params, cast_params
+from jaxrl_reason.report import curve
+from jaxrl_reason.report.console import Console, print_table, results_table
+from jaxrl_reason.verify import VerifierPool
+
+WARNING_STEPS = 3  # how many first steps are checked for dense terms that outweigh the outcome
+
+
+def train(config: TrainConfig, folder: str) -> None:
+    """Run, or continue, a training run in `folder`."""
+    recipe = recipes.build(config)
+    mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh))
+    check_divisible(config, mesh)
+    model_config, params, tokenizer = setup.load_model(config.model, mesh)
+    problems, too_long = training_problems(config, tokenizer)
+    held_out = evaluation_problems(config.eval)
+    decoding = evaluation_lib.Decoding.of(
+        config.data, config.eval, config.rollout.max_completion_length, config.seed
+    )
+
+    optimizer, schedule = learner.make_optimizer(config.optimizer, config.num_steps)
+    shardings = learner.state_shardings(mesh, optimizer, abstract_params(model_config))
+    to_rollout_params = learner.rollout_params(model_config, shardings.params)
+    update = learner.make_update(
+        model_config,
+        optimizer,
+        recipe.loss,
+        temperature=config.rollout.temperature,
+        chunk_tokens=config.learner.chunk_tokens,
+        remat=config.model.remat,
+        state_sharding=shardings,
+    )
+    # a copy: the masters are donated to the first update
+    dtype = model_config.dtype
+    ref_params = None
+    if "logp_ref" in recipe.needs:
+        ref_params = jax.jit(lambda p: cast_params(jax.tree.map(jax.numpy.copy, p), dtype))(params)
+
+    first = setup.is_first_process()
+    checkpoints = checkpoint.Checkpoints(
+        os.path.join(folder, "checkpoints"), config.checkpoint.keep
+    )
+    start = checkpoints.latest or 0
+    workdir.claim(folder, "train", dataclasses.asdict(config), start > 0, write=first)
+    stream = ProblemStream(problems, config.rollout.num_prompts, config.seed)
+    weights = checkpoint.fingerprint(setup.model_folder(config.model.path))
+    num_tokens = 0
+    if start:
+        state, extra = checkpoints.restore(
+            start, learner.abstract_state(mesh, optimizer, abstract_params(model_config))
+        )
+        if extra["weights"] != weights:
+            raise ValueError(
+                f"model.path: the weights in {config.model.path} changed since this run began"
+            )
+        stream.restore(extra["stream"])
+        num_tokens = extra["num_tokens"]
+    else:
+        state = learner.init_state(mesh, optimizer, params)
+    del params
+
+    with (
+        VerifierPool(config.verifier.num_workers, config.verifier.timeout_s) as pool,
+        Console(config.num_steps, start, quiet=not first) as console,
+    ):
+        collect = Collector(config, model_config, recipe, mesh, tokenizer, pool, ref_params)
+        logs = open_logs(config, folder, start) if first else []
+
+        def evaluate(name: str, step: int) -> dict:
+            path = os.path.join(folder, "eval", f"{name}.json")
+            if os.path.exists(path) and workdir.read_json(path)["step"] == step:
+                return workdir.read_json(path)
+            result, generations = evaluation_lib.evaluate(
+                model_config,
+                to_rollout_params(state.params),
+                tokenizer,
+                held_out,
+                decoding,
+                pool,
+                mesh,
+            )
+            result = evaluation_lib.describe(result, config.eval.source, config.model.path, step)
+            if first:
+                evaluation_lib.write(path, result, generations)
+            return result
+
+        if config.data.source not in PROCEDURAL:
+            console.say(
+                f"{len(problems)} problems; {too_long} left out, their prompts are too long"
+            )
+        if start:
+            console.say(f"continuing {folder} after step {start}")
+        elif start == 0:
+            before = evaluate("before", 0)
+            console.say(f"before: greedy_pass@1 {before['metrics']['greedy_pass@1']:.3f}")
+
+        for step in range(start + 1, config.num_steps + 1):
+            timer = PhaseTimer()
+            drawn, keys = next(stream)
+            prompts = prompts_lib.make_prompts(
+                drawn, tokenizer, config.data.template, config.data.max_prompt_length, keys
+            )
+            experience = collect(
+                state.params, to_rollout_params(state.params), prompts, step, timer
+            )
+            with timer("update"):
+                batch = learner.split_micro(experience.batch, config.learner.micro_batch_size)
+                state, update_metrics = update(state, mesh_lib.put_batch(mesh, batch, axis=1))
+                update_metrics = mesh_lib.fetch(update_metrics)
+            num_tokens += int(experience.rollouts.lengths.sum() + prompts.mask.sum())
+
+            row = finalise(experience.metrics | update_metrics)
+            row |= {
+                "step": step,
+                "learning_rate": float(schedule(step - 1)),
+                "num_tokens": num_tokens,
+            }
+            row["optimizer/skipped_updates"] = int(state.skipped)
+            score = row["accuracy"]
+            if config.eval.every:
+                score = None
+                if step % config.eval.every == 0 and step < config.num_steps:
+                    with timer("eval"):
+                        score = evaluate(f"step_{step}", step)["metrics"]["greedy_pass@1"]
+                    row["eval/greedy_pass@1"] = score
+            row |= timer.metrics()
+            for log in logs:
+                log.write(row)
+            if first:
+                write_outcomes(folder, config, experience, prompts, step, tokenizer)
+            console.step(step, row)
+            warn(console, config, step, row)
+            if int(state.skipped_in_row) >= config.optimizer.max_skipped_in_row:
+                raise FloatingPointError(
+                    f"step {step}: loss or gradient was not finite in {int(state.skipped_in_row)} "
+                    f"updates in a row (optimizer.max_skipped_in_row); no parameter was changed by them"
+                )
+            if is_save_step(config, step):
+                if step == config.num_steps and config.eval.every:
+                    score = evaluate("after", step)["metrics"]["greedy_pass@1"]
+                extra = {"stream": stream.state(), "num_tokens": num_tokens, "weights": weights}
+                checkpoints.save(step, state, extra, score)
+
+        after = evaluate("after", config.num_steps)
+        checkpoints.close()
+        for log in logs:
+            log.close()
+    if first:
+        before = workdir.read_json(os.path.join(folder, "eval", "before.json"))
+        title = (
+            f"{config.algorithm.recipe}: {config.eval.source}, {len(held_out)} held-out problems"
+        )
+        print_table(results_table(title, {"before": before, "after": after}))
+        print(f"learning curve: {curve.draw(folder)}")
+
+
+def check_divisible(config: TrainConfig, mesh) -> None:
+    """Refuse batch sizes that do not split evenly over the mesh."""
+    parts = mesh_lib.batch_parts(mesh)
+    for key, size in (
+        ("rollout.num_prompts", config.rollout.num_prompts),
+        ("learner.micro_batch_size", config.learner.micro_batch_size),
+    ):
+        if size % parts:
+            raise ValueError(
+                f"{key}: {size} is no multiple of the {parts} parts of the mesh (data x fsdp)"
+            )
+
+
+def training_problems(config, tokenizer):
+    """(source, number of prompts left out as too long). Procedural prompts are bounded in length."""
+    data = config.data
+    source = load_source(
+        data.source, split=data.split, seed=config.seed, direct_fraction=data.direct_fraction
+    )
+    if data.source in PROCEDURAL:
+        return source, 0
+    return prompts_lib.filter_long(source, tokenizer, data.template, data.max_prompt_length)
+
+
+def open_logs(config: TrainConfig, folder: str, start: int) -> list:
+    """Metric writers, cut back to the checkpoint that is being continued."""
+    logs = [JsonlLog(os.path.join(folder, "metrics.jsonl"), start)]
+    if config.log.tensorboard:
+        logs.append(TensorBoardLog(os.path.join(folder, "tensorboard"), start))
+    return logs
+
+
+def write_outcomes(folder, config, experience, prompts, step, tokenizer) -> None:
+    """Now and then a sample of rollouts with per-token signals, rollouts/step_N.jsonl."""
+    every = config.log.rollouts_every
+    if not every or (step % every and step != 1):
+        return
+    path = os.path.join(folder, "rollouts", f"step_{step}.jsonl")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as f:
+        for record in rollout_records(experience, prompts, tokenizer, config.log.rollouts_prompts):
+            f.write(json.dumps({"step": step} | record, ensure_ascii=False) + "\n")
+
+
+def warn(console: Console, config: TrainConfig, step: int, row: dict) -> None:
+    """Warnings a researcher should see while the run is young, and skipped updates always."""
+    if step <= WARNING_STEPS and row.get("ispo/dense_to_outcome") is not None:
+        advice = diagnostics.dense_warning(row["ispo/dense_to_outcome"], config.ispo.lambda1)
+        if advice:
+            console.warn(f"step {step}: {advice}")
+    if not np.isfinite(row["loss"]) or not np.isfinite(row["grad_norm"]):
+        console.warn(
+            f"step {step}: loss {row['loss']}, gradient {row['grad_norm']}: update skipped"
+        )
+
+
+def is_save_step(config: TrainConfig, step: int) -> bool:
+    """Every `checkpoint.every` steps, at evaluations, and at the end."""
+    at_evaluation = config.eval.every and step % config.eval.every == 0
+    return bool(step % config.checkpoint.every == 0 or at_evaluation or step == config.num_steps)
+
+
+def main(_):
+    mesh_lib.start_distributed()
+    train(setup.read_config(TrainConfig), flags.FLAGS.workdir)
+
+
+if __name__ == "__main__":
+    setup.define_flags()
+    app.run(main)
