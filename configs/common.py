@@ -7,6 +7,7 @@ for Qwen2.5. `task` is arithmetic, countdown, hf:…, or the path of a .jsonl fi
 from jaxrl_reason import config as config_lib
 
 DEFAULTS = {"model": "tiny", "task": "arithmetic"}
+ARITHMETIC_PROMPT = 24  # tokens; the longest prompt of the task has 22
 
 
 def parse(arg: str | None) -> dict[str, str]:
@@ -42,6 +43,8 @@ def train(arg: str | None):
         config.learner.micro_batch_size = 32
         config.eval.num_problems = 0
         config.eval.temperature = 0.6
+    elif values["task"] == "arithmetic":
+        config.data.max_prompt_length = ARITHMETIC_PROMPT
     elif not procedural:
         config.data.max_prompt_length = 256
         config.rollout.max_completion_length = 128

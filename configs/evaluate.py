@@ -15,6 +15,8 @@ def get_config(arg=None):
     config.eval.source = values["task"]
     if values["model"] == "tiny":
         config.eval.batch_size = 128
+        if values["task"] == "arithmetic":
+            config.max_prompt_length = common.ARITHMETIC_PROMPT
     else:
         config.template = "qwen_boxed"
         config.max_prompt_length = 1024

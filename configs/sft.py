@@ -16,6 +16,8 @@ def get_config(arg=None):
     config.model.path = values["model"]
     config.data.source = values["task"]
     if values["model"] == "tiny":
+        if values["task"] == "arithmetic":
+            config.data.max_prompt_length = common.ARITHMETIC_PROMPT
         config.optimizer.learning_rate = 5e-4
         config.optimizer.schedule = "cosine"
         config.optimizer.warmup_steps = 20

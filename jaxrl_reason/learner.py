@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_reason import mesh as mesh_lib
+from jaxrl_reason.masked import merge_metrics
 from jaxrl_reason.model import decoder
 from jaxrl_reason.model.config import ModelConfig
 from jaxrl_reason.signals.score import score
@@ -100,7 +101,9 @@ def make_update(
     def update(state: TrainState, batch: dict):
         def accumulate(total, micro):
             (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, micro)
-            return jax.tree.map(jnp.add, total, (loss, metrics, grads)), None
+            loss_sum, metric_sums, grad_sums = total
+            grads = jax.tree.map(jnp.add, grad_sums, grads)
+            return (loss_sum + loss, merge_metrics(metric_sums, metrics), grads), None
 
         first = jax.tree.map(lambda x: x[0], batch)
         zeros = jax.tree.map(
@@ -132,7 +135,7 @@ def split_micro(batch: dict, micro_batch_size: int) -> dict:
     return {k: v.reshape(-1, micro_batch_size, *v.shape[1:]) for k, v in batch.items()}
 
 
-def rollout_params(config: ModelConfig, state_params, shardings) -> Callable:
+def rollout_params(config: ModelConfig, shardings) -> Callable:
     """Parameters in the compute dtype for sampling and scoring; the masters themselves in float32."""
     if config.dtype == "float32":
         return lambda params: params

@@ -121,6 +121,13 @@ def put_batch(mesh: Mesh, tree, axis: int = 0):
     return jax.tree.map(put, tree)
 
 
+def agree(flag: bool) -> bool:
+    """The first host's view of a fact that hosts could see differently (a file, say)."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(flag)))
+
+
 def fetch(tree):
     """Device arrays to NumPy arrays, whole on every host."""
     if jax.process_count() == 1:

@@ -91,11 +91,14 @@ def train(config: TrainConfig, folder: str) -> None:
     ):
         collect = Collector(config, model_config, recipe, mesh, tokenizer, pool, ref_params)
         logs = open_logs(config, folder, start) if first else []
+        outcomes = JsonlLog(os.path.join(folder, "outcomes.jsonl"), start) if first else None
 
         def evaluate(name: str, step: int) -> dict:
+            """Evaluate the policy as it is now; what eval/<name>.json holds of this step is reused."""
             path = os.path.join(folder, "eval", f"{name}.json")
-            if os.path.exists(path) and workdir.read_json(path)["step"] == step:
-                return workdir.read_json(path)
+            there = os.path.exists(path) and workdir.read_json(path)["step"] == step
+            if mesh_lib.agree(there):
+                return workdir.read_json(path) if first else {}
             result, generations = evaluation_lib.evaluate(
                 model_config,
                 to_rollout_params(state.params),
@@ -116,9 +119,8 @@ def train(config: TrainConfig, folder: str) -> None:
             )
         if start:
             console.say(f"continuing {folder} after step {start}")
-        elif start == 0:
-            before = evaluate("before", 0)
-            console.say(f"before: greedy_pass@1 {before['metrics']['greedy_pass@1']:.3f}")
+        else:
+            console.say(f"before: {greedy(evaluate('before', 0)):.3f} greedy_pass@1")
 
         for step in range(start + 1, config.num_steps + 1):
             timer = PhaseTimer()
@@ -147,13 +149,14 @@ def train(config: TrainConfig, folder: str) -> None:
                 score = None
                 if step % config.eval.every == 0 and step < config.num_steps:
                     with timer("eval"):
-                        score = evaluate(f"step_{step}", step)["metrics"]["greedy_pass@1"]
+                        score = greedy(evaluate(f"step_{step}", step))
                     row["eval/greedy_pass@1"] = score
             row |= timer.metrics()
             for log in logs:
                 log.write(row)
             if first:
-                write_outcomes(folder, config, experience, prompts, step, tokenizer)
+                outcomes.write(outcome_row(step, drawn, experience))
+                write_rollouts(folder, config, experience, prompts, step, tokenizer)
             console.step(step, row)
             warn(console, config, step, row)
             if int(state.skipped_in_row) >= config.optimizer.max_skipped_in_row:
@@ -163,13 +166,13 @@ def train(config: TrainConfig, folder: str) -> None:
                 )
             if is_save_step(config, step):
                 if step == config.num_steps and config.eval.every:
-                    score = evaluate("after", step)["metrics"]["greedy_pass@1"]
+                    score = greedy(evaluate("after", step))
                 extra = {"stream": stream.state(), "num_tokens": num_tokens, "weights": weights}
                 checkpoints.save(step, state, extra, score)
 
         after = evaluate("after", config.num_steps)
         checkpoints.close()
-        for log in logs:
+        for log in [*logs, *filter(None, [outcomes])]:
             log.close()
     if first:
         before = workdir.read_json(os.path.join(folder, "eval", "before.json"))
@@ -178,6 +181,11 @@ def train(config: TrainConfig, folder: str) -> None:
         )
         print_table(results_table(title, {"before": before, "after": after}))
         print(f"learning curve: {curve.draw(folder)}")
+
+
+def greedy(result: dict) -> float:
+    """Greedy Pass@1 of an evaluation; NaN on hosts that did not read it."""
+    return result["metrics"]["greedy_pass@1"] if result else float("nan")
 
 
 def check_divisible(config: TrainConfig, mesh) -> None:
@@ -212,7 +220,17 @@ def open_logs(config: TrainConfig, folder: str, start: int) -> list:
     return logs
 
 
-def write_outcomes(folder, config, experience, prompts, step, tokenizer) -> None:
+def outcome_row(step: int, problems, experience) -> dict:
+    """Which problems were drawn and how many of each one's rollouts were right (ISPO's Fig. 6)."""
+    correct = experience.signals.correct.reshape(len(problems), -1).sum(axis=1)
+    return {
+        "step": step,
+        "id": [p.id for p in problems],
+        "num_correct": correct.astype(int).tolist(),
+    }
+
+
+def write_rollouts(folder, config, experience, prompts, step, tokenizer) -> None:
     """Now and then a sample of rollouts with per-token signals, rollouts/step_N.jsonl."""
     every = config.log.rollouts_every
     if not every or (step % every and step != 1):

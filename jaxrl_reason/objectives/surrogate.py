@@ -89,7 +89,8 @@ def policy_loss(
         "clip_ratio/low_mean": (masked.masked_sum(low, mask), tokens),
         "clip_ratio/high_mean": (masked.masked_sum(high, mask), tokens),
         "clip_ratio/region_mean": (masked.masked_sum(low | high, mask), tokens),
-        "policy/ratio_deviation": (masked.masked_sum(jnp.abs(ratio - 1.0), mask), tokens),
+        "policy/ratio_deviation/mean": (masked.masked_sum(jnp.abs(ratio - 1.0), mask), tokens),
+        "policy/ratio_deviation/max": jnp.max(jnp.where(mask, jnp.abs(ratio - 1.0), 0.0)),
     }
     if beta:
         metrics["kl"] = (masked.masked_sum(kl, mask), tokens)

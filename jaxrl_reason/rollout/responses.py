@@ -11,7 +11,7 @@ from jaxrl_reason.verify import AnswerTokens, answer_tokens, extract, extract_co
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """One completion. `thinking`: tokens stand before the answer's opening (or no answer was given)."""
+    """One completion. `thinking`: it answers, and tokens stand before the answer's opening."""
 
     text: str
     answer: str | None
@@ -40,6 +40,6 @@ def read_responses(
         text = b"".join(pieces).decode(errors="replace")
         span = answer_tokens(pieces, answer_format)
         answer = extract_countdown(text) if kind == "countdown" else extract(text, answer_format)
-        thinking = span is None or any(p.strip() for p in pieces[: span.opening_start])
+        thinking = span is not None and any(p.strip() for p in pieces[: span.opening_start])
         responses.append(Response(text, answer, span, has_format(text, answer_format), thinking))
     return responses

@@ -1,0 +1,45 @@
+"""How the embedded model was trained, in two stages of supervised fine-tuning on `arithmetic`.
+
+`think`, from random weights: every solution takes one operation a line. `direct`, from the first stage:
+most solutions are the bare box, so that the model can think but mostly answers at once. Both through
+`make embedded`; about 20 minutes on 2 CPU cores.
+
+    python -m jaxrl_reason.sft --config=configs/embedded.py:think --workdir=runs/embedded/think
+    python -m jaxrl_reason.export --workdir=runs/embedded/think
+    python -m jaxrl_reason.sft --config=configs/embedded.py:direct \\
+        --config.model.path=runs/embedded/think/export --workdir=runs/embedded/direct
+    python -m jaxrl_reason.export --workdir=runs/embedded/direct
+"""
+
+from configs import common
+from jaxrl_reason import config as config_lib
+
+STAGES = ("think", "direct")
+
+
+def get_config(stage="think"):
+    if stage not in STAGES:
+        raise ValueError(f"config argument {stage!r}: expected one of {STAGES}")
+    config = config_lib.to_config_dict(config_lib.SftConfig())
+    config.data.source = "arithmetic"
+    config.data.max_prompt_length = common.ARITHMETIC_PROMPT
+    config.max_completion_length = 40
+    config.batch_size = config.learner.micro_batch_size = 96
+    config.learner.chunk_tokens = 16384
+    config.optimizer.schedule = "cosine"
+    config.optimizer.b2 = 0.98
+    config.log.tensorboard = False
+    if stage == "think":
+        config.random_init = True
+        config.seed = 1
+        config.num_steps = 2200
+        config.optimizer.learning_rate = 2e-3
+        config.optimizer.warmup_steps = 100
+    else:
+        config.model.path = "runs/embedded/think/export"
+        config.seed = 2
+        config.num_steps = 300
+        config.data.direct_fraction = 0.7
+        config.optimizer.learning_rate = 5e-4
+        config.optimizer.warmup_steps = 20
+    return config
