@@ -38,8 +38,8 @@ def get_config(stage="think"):
     else:
         config.model.path = "runs/embedded/think/export"
         config.seed = 2
-        config.num_steps = 300
+        config.num_steps = 1000
         config.data.direct_fraction = 0.7
-        config.optimizer.learning_rate = 5e-4
+        config.optimizer.learning_rate = 1e-3
         config.optimizer.warmup_steps = 20
     return config

@@ -6,6 +6,7 @@ follow TRL where it has a name. Sizes are counted in tokens, rollouts or steps a
 """
 
 import dataclasses
+import math
 import types
 import typing
 
@@ -26,7 +27,7 @@ def _one_of(key, value, choices):
 def _at_least(prefix, section, **lows):
     for name, low in lows.items():
         value = getattr(section, name)
-        _require(f"{prefix}.{name}", value, value >= low, f">= {low}")
+        _require(f"{prefix}.{name}".lstrip("."), value, value >= low, f">= {low}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +105,9 @@ class AlgorithmSection:
         _require(
             "algorithm.std_floor", self.std_floor, self.sigma_min is not None, "'outcome' or >= 0"
         )
-        _at_least("algorithm", self, epsilon=0, epsilon_high=0, beta=0)
-        _require("algorithm.epsilon", self.epsilon, self.epsilon < 1, "< 1")
+        _at_least("algorithm", self, beta=0)
+        _require("algorithm.epsilon", self.epsilon, 0 < self.epsilon < 1, "in (0, 1)")
+        _require("algorithm.epsilon_high", self.epsilon_high, self.epsilon_high > 0, "> 0")
 
     @property
     def sigma_min(self) -> float | str | None:
@@ -161,6 +163,12 @@ class OptimizerSection:
         _one_of("optimizer.schedule", self.schedule, ("constant", "cosine"))
         _require("optimizer.learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
         _require("optimizer.max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "> 0")
+        _require("optimizer.eps", self.eps, self.eps > 0, "> 0")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            _require(f"optimizer.{name}", value, 0 <= value < 1, "in [0, 1)")
+        share = self.final_fraction
+        _require("optimizer.final_fraction", share, 0 <= share <= 1, "in [0, 1]")
         _at_least("optimizer", self, warmup_steps=0, weight_decay=0, max_skipped_in_row=1)
 
 
@@ -261,7 +269,7 @@ class TrainConfig:
     log: LogSection = LogSection()
 
     def __post_init__(self):
-        _at_least("config", self, seed=0, num_steps=1)
+        _at_least("", self, seed=0, num_steps=1)
         rows, micro = self.num_rollouts, self.learner.micro_batch_size
         _require(
             "learner.micro_batch_size", micro, rows % micro == 0, f"a divisor of {rows} rollouts"
@@ -293,7 +301,7 @@ class SftConfig:
     log: LogSection = LogSection(rollouts_every=0)
 
     def __post_init__(self):
-        _at_least("config", self, seed=0, num_steps=1, batch_size=1, max_completion_length=1)
+        _at_least("", self, seed=0, num_steps=1, batch_size=1, max_completion_length=1)
         rows, micro = self.batch_size, self.learner.micro_batch_size
         _require(
             "learner.micro_batch_size", micro, rows % micro == 0, f"a divisor of batch_size {rows}"
@@ -315,7 +323,7 @@ class EvaluateConfig:
     verifier: VerifierSection = VerifierSection()
 
     def __post_init__(self):
-        _at_least("config", self, seed=0, max_completion_length=1, max_prompt_length=1)
+        _at_least("", self, seed=0, max_completion_length=1, max_prompt_length=1)
         DataSection(template=self.template, answer_format=self.answer_format)
 
 
@@ -359,6 +367,6 @@ def _typed(key, value, kind):
     if wrong or not isinstance(value, kind):
         name = kind if isinstance(kind, types.UnionType) else kind.__name__
         raise ValueError(f"{key}: {value!r} is of type {type(value).__name__}, expected {name}")
-    if kind is float and value != value:
-        raise ValueError(f"{key}: nan is not allowed")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{key}: {value} is not allowed; allowed: finite numbers")
     return value

@@ -68,24 +68,29 @@ def group_metrics(signals: Signals, advantages: Float[Array, "B T"], num_generat
     }
 
 
-def token_metrics(signals: Signals, section) -> dict:
-    """Set sizes as a share of tokens (Table 5), entropy at critical tokens by outcome (Fig. 2c, 4)."""
-    uncertain = ispo.uncertain_tokens(signals.entropy, signals.mask, section.top_fraction)
-    drifted = ispo.drifted_tokens(
-        signals.logp, signals.logp_ref, signals.mask, section.drift_threshold
-    )
-    critical = uncertain & drifted
+def token_metrics(signals: Signals, terms: dict, section) -> dict:
+    """Set sizes as a share of tokens (Table 5), entropy at critical tokens by outcome (Fig. 2c, 4).
+
+    The critical set is the reward's own, or the intersection where the reward has none (GRPO). What
+    needs π_0 is left out where it was not computed.
+    """
     right = (signals.correct > 0.5)[:, None]
-    return {
-        "ispo/uncertain_fraction": mean_pair(uncertain, signals.mask),
-        "ispo/drift_fraction": mean_pair(drifted, signals.mask),
-        "ispo/critical_fraction": mean_pair(critical, signals.mask),
-        "ispo/critical_entropy/correct": mean_pair(signals.entropy, critical & right),
-        "ispo/critical_entropy/wrong": mean_pair(signals.entropy, critical & ~right),
-        "ispo/uncertain_entropy/correct": mean_pair(signals.entropy, uncertain & right),
-        "ispo/uncertain_entropy/wrong": mean_pair(signals.entropy, uncertain & ~right),
-        "ispo/kl_ref": mean_pair(signals.logp - signals.logp_ref, signals.mask),
-    }
+    uncertain = ispo.uncertain_tokens(signals.entropy, signals.mask, section.top_fraction)
+    sets, critical = {"uncertain": uncertain}, terms.get("critical")
+    metrics = {}
+    if signals.logp_ref is not None:
+        sets["drift"] = ispo.drifted_tokens(
+            signals.logp, signals.logp_ref, signals.mask, section.drift_threshold
+        )
+        critical = uncertain & sets["drift"] if critical is None else critical
+        metrics["ispo/kl_ref"] = mean_pair(signals.logp - signals.logp_ref, signals.mask)
+    if critical is not None:
+        sets["critical"] = critical
+    for name, chosen in sets.items():
+        metrics[f"ispo/{name}_fraction"] = mean_pair(chosen, signals.mask)
+        metrics[f"ispo/{name}_entropy/correct"] = mean_pair(signals.entropy, chosen & right)
+        metrics[f"ispo/{name}_entropy/wrong"] = mean_pair(signals.entropy, chosen & ~right)
+    return metrics
 
 
 def ifd_metrics(signals: Signals, num_generations: int) -> dict:
@@ -108,7 +113,7 @@ def ifd_metrics(signals: Signals, num_generations: int) -> dict:
         one_hot = (bins[:, None] == jnp.arange(len(IFD_EDGES) + 1)[None]) & where[:, None]
         metrics |= {
             f"ispo/ifd/{name}": (mean, count),
-            f"ispo/ifd_std/{name}": (jnp.sqrt(jnp.maximum(variance, 0.0)) * (count > 0), count > 0),
+            f"ispo/ifd_std/{name}": (jnp.sqrt(jnp.maximum(variance, 0.0)), jnp.sign(count)),
             f"ispo/ifd_histogram/{name}": (jnp.sum(one_hot.astype(jnp.float32), axis=0), 1.0),
         }
     return metrics
@@ -153,12 +158,14 @@ def composite_metrics(
     }
 
 
-def dense_warning(dense_to_outcome: float, lambda1: float) -> str | None:
+def dense_warning(dense_to_outcome: float, lambda1: float, lambda2: float) -> str | None:
     """Advice when the dense terms rival the outcome inside groups; None when they do not."""
     if not dense_to_outcome > 0.5:
         return None
+    scale = 0.2 / dense_to_outcome
     return (
-        f"ispo/dense_to_outcome is {dense_to_outcome:.2f}: within groups the dense terms vary as much as "
+        f"ispo/dense_to_outcome is {dense_to_outcome:.2f}: within groups the dense terms vary by "
         f"{dense_to_outcome:.0%} of the smallest outcome difference and can outweigh it. "
-        f"ispo.lambda1={lambda1 * 0.2 / dense_to_outcome:.3g} would bring it to about 0.2."
+        f"ispo.lambda1={lambda1 * scale:.2g} (with ispo.lambda2={lambda2 * scale:.2g}) would bring it "
+        "to about 0.2."
     )

@@ -262,7 +262,7 @@ def _classes(record: dict, pool: VerifierPool) -> list[int | None]:
     ]
 
     def same(first: str, other: str) -> bool:
-        if first == record["answer"]:  # already judged wrong
+        if record["answer"] in (first, other):  # one is right, the other already judged wrong
             return False
         return pool.verify([("math", first, other)])[0] == Verdict.correct
 

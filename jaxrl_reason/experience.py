@@ -167,8 +167,7 @@ def credit(config, recipe: Recipe, signals: Signals):
     )
     metrics = diagnostics.rollout_metrics(signals, reward, num_generations)
     metrics |= diagnostics.group_metrics(signals, advantages, num_generations)
-    if signals.logp_ref is not None:
-        metrics |= diagnostics.token_metrics(signals, config.ispo)
+    metrics |= diagnostics.token_metrics(signals, terms, config.ispo)
     if signals.answer_logp is not None:
         metrics |= diagnostics.ifd_metrics(signals, num_generations)
     if "ifd" in terms:

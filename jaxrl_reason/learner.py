@@ -16,19 +16,18 @@ from jaxrl_reason.types import TrainState
 
 
 def make_optimizer(section, num_steps: int) -> tuple[optax.GradientTransformation, Callable]:
-    """AdamW behind global-norm clipping, and its schedule (update index -> learning rate)."""
+    """AdamW behind global-norm clipping, and its schedule (updates done -> rate of the next one)."""
     peak, warmup = section.learning_rate, section.warmup_steps
     if section.schedule == "cosine":
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0 if warmup else peak,
-            peak,
-            warmup,
-            max(num_steps, warmup + 1),
-            peak * section.final_fraction,
+        total = max(num_steps, warmup + 1)
+        shape = optax.warmup_cosine_decay_schedule(
+            0.0 if warmup else peak, peak, warmup, total, peak * section.final_fraction
         )
     else:
         ramp = optax.linear_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
-        schedule = optax.join_schedules([ramp, optax.constant_schedule(peak)], [warmup])
+        shape = optax.join_schedules([ramp, optax.constant_schedule(peak)], [warmup])
+    # one ahead in the warm-up: an update at rate 0 would waste the first batch of rollouts
+    schedule = lambda count: shape(jnp.where(count < warmup, count + 1, count))  # noqa: E731
     adamw = optax.adamw(
         schedule, b1=section.b1, b2=section.b2, eps=section.eps, weight_decay=section.weight_decay
     )
@@ -120,7 +119,7 @@ def make_update(
             params=jax.tree.map(keep, params, state.params),
             opt_state=jax.tree.map(keep, opt_state, state.opt_state),
             step=state.step + 1,
-            skipped=state.skipped + ~finite,
+            skipped=state.skipped + (~finite).astype(jnp.int32),
             skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
         )
         one = jnp.float32(1)

@@ -11,7 +11,7 @@ def masked_sum(
     x: Shaped[Array, "..."], mask: Shaped[Array, "..."], axis=None
 ) -> Float[Array, "..."]:
     """Σ x·m; 0 where nothing is selected."""
-    return jnp.sum(jnp.where(mask.astype(bool), x, 0).astype(jnp.float32), axis=axis)
+    return jnp.sum(jnp.where(mask.astype(bool), x.astype(jnp.float32), 0.0), axis=axis)
 
 
 def masked_mean(
@@ -28,7 +28,7 @@ def masked_std(
     """Standard deviation in two passes; 0 where at most `ddof` values are selected."""
     count = jnp.sum(mask.astype(jnp.float32), axis=axis)
     mean = masked_mean(x, mask, axis)
-    centred = jnp.where(mask.astype(bool), x, 0) - (
+    centred = jnp.where(mask.astype(bool), x.astype(jnp.float32), 0.0) - (
         mean if axis is None else jnp.expand_dims(mean, axis)
     )
     variance = masked_sum(centred**2, mask, axis) / jnp.maximum(count - ddof, 1.0)
@@ -38,6 +38,8 @@ def masked_std(
 def ceil_fraction(count: Int[Array, " B"], fraction: float) -> Int[Array, " B"]:
     """⌈fraction·count⌉ in integers: in float32 ⌈0.15·100⌉ would be 16."""
     exact = Fraction(str(fraction)).limit_denominator(10_000)
+    if fraction > 0:
+        exact = max(exact, Fraction(1, 10_000))  # not rounded to 0: of some tokens at least one
     top, bottom = jnp.int32(exact.numerator), jnp.int32(exact.denominator)
     return (count * top + bottom - jnp.int32(1)) // bottom
 

@@ -80,8 +80,9 @@ def sft(config: SftConfig, folder: str) -> None:
             last = step == config.num_steps
             if step % LOG_EVERY == 0 or step == start + 1 or last:
                 row = finalise(mesh_lib.fetch(metrics))
-                row |= {"step": step, "learning_rate": float(schedule(step - 1))}
-                row |= {"optimizer/skipped_updates": int(state.skipped)} | timer.metrics()
+                skipped = int(state.skipped)
+                row |= {"step": step, "optimizer/skipped_updates": skipped} | timer.metrics()
+                row["learning_rate"] = float(schedule(max(step - 1 - skipped, 0)))
                 for log in logs:
                     log.write(row)
                 console.step(step, row)

@@ -138,12 +138,9 @@ def train(config: TrainConfig, folder: str) -> None:
             num_tokens += int(experience.rollouts.lengths.sum() + prompts.mask.sum())
 
             row = finalise(experience.metrics | update_metrics)
-            row |= {
-                "step": step,
-                "learning_rate": float(schedule(step - 1)),
-                "num_tokens": num_tokens,
-            }
-            row["optimizer/skipped_updates"] = int(state.skipped)
+            skipped = int(state.skipped)
+            row |= {"step": step, "num_tokens": num_tokens, "optimizer/skipped_updates": skipped}
+            row["learning_rate"] = float(schedule(max(step - 1 - skipped, 0)))
             score = row["accuracy"]
             if config.eval.every:
                 score = None
@@ -245,7 +242,9 @@ def write_rollouts(folder, config, experience, prompts, step, tokenizer) -> None
 def warn(console: Console, config: TrainConfig, step: int, row: dict) -> None:
     """Warnings a researcher should see while the run is young, and skipped updates always."""
     if step <= WARNING_STEPS and row.get("ispo/dense_to_outcome") is not None:
-        advice = diagnostics.dense_warning(row["ispo/dense_to_outcome"], config.ispo.lambda1)
+        advice = diagnostics.dense_warning(
+            row["ispo/dense_to_outcome"], config.ispo.lambda1, config.ispo.lambda2
+        )
         if advice:
             console.warn(f"step {step}: {advice}")
     if not np.isfinite(row["loss"]) or not np.isfinite(row["grad_norm"]):

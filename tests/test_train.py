@@ -61,7 +61,9 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
     assert "learning curve" in done.stdout
 
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command("train", killed, *args), cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command("train", killed, *args), cwd=ROOT, stdout=log, stderr=log
+        )
         while len(rows(killed)) < 3 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

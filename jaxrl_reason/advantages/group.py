@@ -46,7 +46,7 @@ def group_advantages(
     """Advantage of every rollout relative to its group of G adjacent rows; float32.
 
     `scale`: "std" divides by the group's standard deviation, "none" (Dr.GRPO) does not. `std_floor`
-    is σ_min; "outcome" means 1/√G, the smallest σ (ddof 1) that a 0/1 outcome can give a mixed group:
+    is σ_min; "outcome" means the smallest σ that a 0/1 outcome can give a mixed group (1/√G at ddof 1):
     mixed groups are unchanged, and groups whose outcomes all agree learn in proportion to the weight of
     their dense terms instead of at full strength. Raises ValueError for an unknown scale or a batch
     that is no multiple of G.
@@ -62,17 +62,21 @@ def group_advantages(
     stats = group_stats(grouped, ddof)
     advantage = grouped - stats.mean
     if scale == "std":
-        sigma_min = resolve_std_floor(std_floor, num_generations)
+        sigma_min = resolve_std_floor(std_floor, num_generations, ddof)
         # where, not eps alone: a flat group with eps 0 would divide by zero
         sigma = jnp.where(stats.flat, 1.0, jnp.maximum(stats.std, sigma_min))
         advantage = advantage / (sigma + eps)
     return jnp.where(stats.flat, 0.0, advantage).reshape(-1)
 
 
-def resolve_std_floor(std_floor: float | str, num_generations: int) -> float:
-    """σ_min of a config value: a number, or "outcome" for 1/√G."""
+def resolve_std_floor(std_floor: float | str, num_generations: int, ddof: int = 1) -> float:
+    """σ_min of a config value: a number, or "outcome" for one right (or wrong) rollout among G.
+
+    Its variance is (1/G)(1 − 1/G)·G/(G − ddof): 1/G at ddof 1.
+    """
     if std_floor == "outcome":
-        return 1.0 / math.sqrt(num_generations)
+        g = num_generations
+        return math.sqrt((g - 1) / (g * max(g - ddof, 1)))
     if isinstance(std_floor, str) or not std_floor >= 0:
         raise ValueError(f"std_floor: {std_floor!r} is neither 'outcome' nor a number >= 0")
     return float(std_floor)

@@ -3,6 +3,8 @@
 The templates are protocol constants of the papers and their evaluations, kept to the letter.
 """
 
+import functools
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,19 +38,33 @@ ANSWER_FORMATS = {"r1": "answer_tag", "dapo": "answer_line"}
 def render(template: str, problem: str, tokenizer: Tokenizer) -> str:
     """The prompt text of a problem. Raises ValueError naming the template and the known ones."""
     if template == CHAT:
-        import jinja2.sandbox
-
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True
-        )
-        messages = [{"role": "user", "content": problem}]
-        return environment.from_string(tokenizer.chat_template).render(
-            messages=messages, add_generation_prompt=True
-        )
+        return _render_chat(problem, tokenizer)
     if template not in TEMPLATES:
         raise ValueError(f"template: {template!r} is not one of {(*TEMPLATES, CHAT)}")
     # replace, not format: problems are full of braces
     return TEMPLATES[template].replace("{q}", problem)
+
+
+def _render_chat(problem, tokenizer):
+    """The tokenizer's template with one user message, in an environment like that of transformers."""
+    import jinja2.ext
+    import jinja2.sandbox
+
+    def refuse(message):
+        raise ValueError(f"{tokenizer.folder}: the chat template refuses the prompt: {message}")
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(tokenizer.chat_template).render(
+        messages=[{"role": "user", "content": problem}],
+        tools=None,
+        documents=None,
+        add_generation_prompt=True,
+        **tokenizer.named_tokens,
+    )
 
 
 def left_pad(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:

@@ -112,9 +112,18 @@ def problem_from_row(row: dict, where: str) -> Problem:
     kind, answer = "math", str(row["answer"])
     if row.get("nums") is not None and row.get("target") is not None:
         kind = "countdown"
+        _require_countdown(row["nums"], row["target"], where)
         answer = json.dumps({"nums": list(row["nums"]), "target": row["target"]})
     solution = row.get("solution") or ""
     return Problem(str(row["id"]), str(row["problem"]), answer, kind, str(solution))
+
+
+def _require_countdown(nums, target, where: str) -> None:
+    number = lambda x: isinstance(x, int | float) and not isinstance(x, bool)  # noqa: E731
+    if not (isinstance(nums, list | tuple) and nums and all(map(number, nums))):
+        raise ValueError(f"{where}: key 'nums' must be a list of numbers, found {nums!r}")
+    if not number(target):
+        raise ValueError(f"{where}: key 'target' must be a number, found {target!r}")
 
 
 def is_held_out(text: str) -> bool:

@@ -9,6 +9,8 @@ import os
 
 from tokenizers import Tokenizer as FastTokenizer
 
+TOKEN_NAMES = tuple(f"{name}_token" for name in ["bos", "eos", "unk", "sep", "pad", "cls", "mask"])
+
 
 class Tokenizer:
     """Text to ids and back. Special tokens written in a text become their ids; none are added.
@@ -29,6 +31,8 @@ class Tokenizer:
 
     def _init_fast(self, path):
         backend = FastTokenizer.from_file(path)
+        backend.no_truncation()  # some folders save a length at which prompts would be cut
+        backend.no_padding()
         with open(path, encoding="utf-8") as f:
             raw = json.load(f)
         added = {token["id"]: token["content"] for token in raw.get("added_tokens", [])}
@@ -68,6 +72,17 @@ class Tokenizer:
         return b"".join(self._bytes.get(int(i), b"") for i in ids if int(i) not in hidden).decode(
             errors="replace"
         )
+
+    @functools.cached_property
+    def named_tokens(self) -> dict[str, str]:
+        """`bos_token`, `eos_token` … of tokenizer_config.json, which chat templates may write."""
+        path = os.path.join(self.folder, "tokenizer_config.json")
+        if not os.path.isfile(path):
+            return {}
+        with open(path, encoding="utf-8") as f:
+            raw = json.load(f)
+        named = {name: raw[name] for name in TOKEN_NAMES if raw.get(name)}
+        return {k: v["content"] if isinstance(v, dict) else v for k, v in named.items()}
 
     @functools.cached_property
     def chat_template(self) -> str:

@@ -71,10 +71,16 @@ def from_hf(raw: dict, where: str = "config.json", **known) -> ModelConfig:
     architectures = raw.get("architectures") or [ARCHITECTURES[kind]]
     if architectures != [ARCHITECTURES[kind]]:
         refuse("architectures", architectures, [ARCHITECTURES[kind]])
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        refuse("rope scaling", rope_type, "none (rope_type 'default')")
+    rope = {}
+    for key in (
+        "rope_parameters",
+        "rope_scaling",
+    ):  # both may stand there, and the second counts too
+        found = raw.get(key) or {}
+        rope_type = found.get("rope_type", found.get("type", "default"))
+        if rope_type != "default":
+            refuse(f"rope scaling ({key})", rope_type, "none (rope_type 'default')")
+        rope |= found
     if raw.get("use_sliding_window", False):
         refuse("use_sliding_window", True, False)
     if any(kind != "full_attention" for kind in raw.get("layer_types") or []):

@@ -20,6 +20,7 @@ TOKENIZER_FILES = (
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
 SHARD_BYTES = 5 * 10**9
+FILE_DTYPES = ("F32", "BF16", "F16")  # others are quantized weights, or none
 # Written by some exporters, recomputed by every reader
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
@@ -32,7 +33,8 @@ def load_pretrained(
     `dtype` is the compute dtype and, unless `param_dtype` says otherwise, that of the parameters.
     `shardings` is a function from the abstract parameters to a tree of `jax.sharding.Sharding`: each
     device then reads just its own slices of the files. Raises FileNotFoundError or ValueError that name
-    the file, the tensor or the key: unsupported architecture, missing, surplus or ill-shaped tensor.
+    the file, the tensor or the key: unsupported architecture, missing, surplus, ill-shaped or quantized
+    tensor.
     """
     config = model_config.read(folder, dtype=dtype, num_tokens=tokenizer_size(folder))
     template = abstract_params(config)
@@ -63,10 +65,12 @@ def save_pretrained(
     config.json is complete. Tensors keep the dtype of `params`; files hold at most 5 GB each.
     """
     os.makedirs(folder, exist_ok=True)
-    if tokenizer_from:
+    if os.path.isfile(os.path.join(folder, "config.json")):
+        os.remove(os.path.join(folder, "config.json"))
+    if tokenizer_from and not os.path.samefile(tokenizer_from, folder):
         for name in TOKENIZER_FILES:
             source = os.path.join(tokenizer_from, name)
-            if os.path.isfile(source) and not os.path.exists(os.path.join(folder, name)):
+            if os.path.isfile(source):
                 shutil.copyfile(source, os.path.join(folder, name))
     shards: list[dict] = [{}]
     size = 0
@@ -189,7 +193,12 @@ def _check_tensors(folder, config, template, files):
             shown = ", ".join(sorted(names)[:5])
             raise ValueError(f"{folder}: {len(names)} {kind} tensor(s): {shown}")
     for name, shape in expected.items():
-        actual = tuple(files[name].get_slice(name).get_shape())
+        tensor = files[name].get_slice(name)
+        if tensor.get_dtype() not in FILE_DTYPES:
+            raise ValueError(
+                f"{folder}: {name} has dtype {tensor.get_dtype()}; supported: {FILE_DTYPES}"
+            )
+        actual = tuple(tensor.get_shape())
         if actual != tuple(shape):
             raise ValueError(
                 f"{folder}: {name} has shape {actual}, config.json asks for {tuple(shape)}"

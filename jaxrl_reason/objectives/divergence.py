@@ -20,7 +20,8 @@ def estimate(
     d = jnp.clip(logp_ref - logp, -CLAMP, CLAMP)
     if estimator == "k1":
         return -d
-    return 0.5 * d**2 if estimator == "k2" else jnp.exp(d) - d - 1.0
+    # expm1: exp(d) − 1 has lost all digits, and can be too small, where d is about 1e-4
+    return 0.5 * d**2 if estimator == "k2" else jnp.expm1(d) - d
 
 
 def in_loss(

@@ -7,6 +7,7 @@ so that micro-batches simply add up and gradient accumulation cannot change the 
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxrl_reason import masked
@@ -19,7 +20,9 @@ Metrics = dict  # name -> (sum, count)
 
 
 def loss_weights(
-    mask: Bool[Array, "B T"], loss_type: str, max_completion_length: int | None = None
+    mask: Bool[Array | np.ndarray, "B T"],
+    loss_type: str,
+    max_completion_length: int | None = None,
 ) -> Float[Array, "B T"]:
     """Weight of every token in the loss; 0 where masked, rows without any token count nowhere.
 

@@ -33,8 +33,8 @@ class SamplingParams:
         for name, low in (("num_generations", 1), ("max_completion_length", 1), ("top_k", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}: {getattr(self, name)} is below {low}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature: {self.temperature} is negative")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature: {self.temperature} is not a finite number from 0 on")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: {self.top_p} is not in (0, 1]")
 
@@ -60,16 +60,18 @@ def sample(
     sampling = SamplingParams(num_generations, max_completion_length, temperature, top_k, top_p)
     if not config.eos_token_ids:
         raise ValueError("eos_token_ids: the model's config names no end token")
+    if not -(2**31) <= seed < 2**31:
+        raise ValueError(f"seed: {seed} does not fit 32 bits")
     if not isinstance(prompts, Prompts):
         from jaxrl_reason.data.prompts import left_pad
 
+        if not prompts:
+            raise ValueError("prompts: there are none")
         tokens, mask = left_pad(prompts, max(map(len, prompts), default=0), 0)
         prompts = Prompts(tokens, mask, np.arange(len(prompts), dtype=np.uint32))
     cache, first = _prefill(config, params, prompts.tokens, prompts.mask)
     keys = _row_keys(seed, step, prompts.keys, num_generations)
-    buffers = _new_cache(config, len(prompts.keys) * num_generations, max_completion_length)
-    rollouts, _ = _decode(config, sampling, params, prompts.mask, cache, first, keys, buffers)
-    return rollouts
+    return _decode(config, sampling, params, prompts.mask, cache, first, keys)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -88,16 +90,16 @@ def _row_keys(seed, step, prompt_keys, num_generations):
     return keys.reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _new_cache(config, rows, length):
+    """One pair of empty [B,T,M,h] per layer. Made inside `_decode`, so that it is sharded like the rows."""
     shape = (rows, length, config.num_key_value_heads, config.head_dim)
     layers = range(config.num_hidden_layers)
     return [(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in layers]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=7)
-def _decode(config, sampling, params, prompt_mask, prompt_cache, first_logits, keys, cache):
-    """The decode loop; stops when every row has ended. Returns the cache so that it can be donated."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decode(config, sampling, params, prompt_mask, prompt_cache, first_logits, keys):
+    """The decode loop; stops when every row has ended."""
     rows, length = keys.shape[0], sampling.max_completion_length
     layers = decoder.unstack_layers(config, params)
     ends = jnp.asarray(config.eos_token_ids, jnp.int32)
@@ -144,14 +146,13 @@ def _decode(config, sampling, params, prompt_mask, prompt_cache, first_logits, k
         "lengths": jnp.zeros(rows, jnp.int32),
         "ended": jnp.zeros(rows, bool),
         "last": jnp.zeros(rows, jnp.int32),
-        "cache": cache,
+        "cache": _new_cache(config, rows, length),
     }
     first_logits = jnp.repeat(first_logits, sampling.num_generations, axis=0)
     state = write(state, 0, *choose(first_logits, 0))
     state = jax.lax.while_loop(keep_going, body, state)
     mask = jnp.arange(length)[None] < state["lengths"][:, None]
-    rollouts = Rollouts(state["tokens"], mask, state["logp"], state["lengths"], ~state["ended"])
-    return rollouts, state["cache"]
+    return Rollouts(state["tokens"], mask, state["logp"], state["lengths"], ~state["ended"])
 
 
 def _logits(config, params, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:

@@ -1,0 +1,216 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_reason import recipes
+from jaxrl_reason.config import (
+    AlgorithmSection,
+    IspoSection,
+    LearnerSection,
+    RolloutSection,
+    TrainConfig,
+)
+from jaxrl_reason.experience import credit
+from jaxrl_reason.metrics import finalise
+from jaxrl_reason.types import Signals
+
+pytestmark = pytest.mark.usefixtures("strict_jax")
+
+GROUP, LENGTH = 4, 10
+OPTIONAL = ("logp_ref", "answer_logp", "answer_logp_ablated", "answer_mask")
+
+
+def make_config(recipe="ispo", ispo=None, **algorithm):
+    return TrainConfig(
+        rollout=RolloutSection(2, GROUP, LENGTH),
+        algorithm=AlgorithmSection(recipe=recipe, **algorithm),
+        ispo=ispo or IspoSection(),
+        learner=LearnerSection(micro_batch_size=8),
+    )
+
+
+def make_signals(garbage=0.0, **fields):
+    """Eight rollouts: a mixed group and one that is all wrong; `garbage` stands under the masks."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(4, LENGTH + 1, 8)
+    mask = np.arange(LENGTH) < lengths[:, None]
+    answer_mask = np.arange(3) < np.array([1, 2, 3, 0, 1, 1, 2, 3])[:, None]
+    draw = lambda m, low, high: jnp.where(m, rng.uniform(low, high, m.shape), garbage)  # noqa: E731
+    values = {
+        "mask": jnp.asarray(mask),
+        "correct": jnp.array([1.0, 0.0, 1.0, 0.0] + [0.0] * 4),
+        "logp": draw(mask, -3, 0),
+        "entropy": draw(mask, 0, 2),
+        "logp_sampler": draw(mask, -3, 0),
+        "truncated": jnp.zeros(8, bool),
+        "thinking": jnp.ones(8, bool),
+        "has_format": jnp.ones(8, bool),
+        "logp_ref": draw(mask, -3, 0),
+        "answer_logp": draw(answer_mask, -1, 0),
+        "answer_logp_ablated": draw(answer_mask, -3, 0),
+        "answer_mask": jnp.asarray(answer_mask),
+    }
+    return Signals(**values | fields)
+
+
+def run(config, signals):
+    return credit(config, recipes.build(config), signals)
+
+
+def test_what_the_recipes_need():
+    need = lambda **settings: recipes.build(make_config(**settings)).needs  # noqa: E731
+    assert need(recipe="grpo") == set()
+    assert need(recipe="grpo", beta=0.01) == {"logp_ref"}
+    assert need(recipe="ispo") == {"logp_ref", "answer_logp"}
+    assert need(recipe="ispo", ispo=IspoSection(critical="entropy")) == {"answer_logp"}
+    assert need(recipe="ispo", ispo=IspoSection(critical="entropy"), beta=0.01) == {
+        "logp_ref",
+        "answer_logp",
+    }
+
+
+def test_a_need_that_nothing_produces_is_refused(monkeypatch):
+    config = make_config("grpo")
+    greedy = dataclasses.replace(recipes.build(config), needs=frozenset({"value"}))
+    monkeypatch.setitem(recipes.RECIPES, "grpo", lambda config: greedy)
+    with pytest.raises(ValueError, match=r"'grpo' needs \['value'\].*logp_ref"):
+        recipes.build(config)
+
+
+def test_grpo_by_hand():
+    signals = make_signals(**dict.fromkeys(OPTIONAL))
+    reward, terms, advantages, weights, metrics = run(make_config("grpo"), signals)
+    np.testing.assert_array_equal(reward, signals.correct)
+    assert terms == {}
+    # 1, 0, 1, 0: mean 1/2, σ = √(4·0.25/3) = 0.57735; the second group is flat
+    expected = np.array([0.5, -0.5, 0.5, -0.5, 0, 0, 0, 0]) / (0.57735027 + 1e-6)
+    np.testing.assert_allclose(
+        advantages, np.where(signals.mask, expected[:, None], 0.0), rtol=1e-5
+    )
+    mask = np.asarray(signals.mask)
+    np.testing.assert_allclose(weights, mask / mask.sum(axis=1, keepdims=True) / 8, rtol=1e-6)
+    assert not any(name.startswith("ispo/ifd") for name in metrics)
+
+
+def test_ispo_without_its_terms_is_grpo():
+    signals = make_signals()
+    bare = IspoSection(lambda1=0.0, lambda2=0.0)
+    _, _, advantages, _, _ = run(make_config("ispo", bare), signals)
+    _, _, expected, _, _ = run(make_config("grpo"), signals)
+    np.testing.assert_array_equal(advantages, expected)
+
+
+@pytest.mark.parametrize("recipe", list(recipes.RECIPES))
+def test_garbage_under_the_masks_changes_no_reward_advantage_or_metric(recipe):
+    config = make_config(recipe, beta=0.01)
+    clean = run(config, make_signals(garbage=0.0))
+    for garbage in (jnp.nan, jnp.inf):
+        dirty = run(config, make_signals(garbage=garbage))
+        jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+
+
+@pytest.mark.parametrize("critical", ["intersection", "drift"])
+def test_before_the_first_update_the_token_reward_is_zero(critical):
+    """π_old = π_0: the reward of every rollout is its outcome and its IFD alone."""
+    signals = make_signals()
+    signals = dataclasses.replace(signals, logp_ref=signals.logp)
+    config = make_config(ispo=IspoSection(critical=critical, drift_threshold=0.3))
+    reward, terms, _, _, metrics = run(config, signals)
+    np.testing.assert_array_equal(terms["token"], np.zeros(8))
+    np.testing.assert_allclose(
+        reward, signals.correct + 0.5 * (2 * signals.correct - 1) * terms["ifd"], rtol=1e-6
+    )
+    assert finalise(metrics)["ispo/critical_fraction"] == 0.0
+
+
+def test_ispo_gives_an_all_wrong_group_a_gradient_and_the_floor_tames_it():
+    signals = make_signals()
+    literal = make_config("ispo")
+    _, _, advantages, _, _ = run(literal, signals)
+    assert np.abs(advantages[4:]).max() > 0.5
+    # a hundredth of the weights: as strong as before without the floor, a hundredth with it
+    small = IspoSection(lambda1=0.005, lambda2=0.001)
+    _, _, same, _, _ = run(make_config("ispo", small), signals)
+    np.testing.assert_allclose(same[4:], advantages[4:], rtol=1e-2, atol=1e-3)
+    floored = make_config("ispo", std_floor="outcome")
+    _, _, full, _, _ = run(floored, signals)
+    _, _, hundredth, _, _ = run(make_config("ispo", small, std_floor="outcome"), signals)
+    assert np.abs(hundredth[4:]).max() < 0.02 * np.abs(full[4:]).max() + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({"lambda1": 0.0}, True),
+        ({"lambda2": 0.0}, True),
+        ({"critical": "union"}, True),
+        ({"critical": "entropy"}, True),
+        ({"critical": "drift"}, True),
+        ({"symmetric": True}, True),
+        ({"beta": 0.0}, True),
+        ({"alpha": 2.0}, True),
+        ({"entropy_threshold": 1.5}, True),
+        ({"top_fraction": 0.5}, True),
+        ({"drift_threshold": 2.0}, True),
+        ({"ablated_stub": "x"}, False),  # acts before the signals
+    ],
+)
+def test_every_switch_of_the_section_reaches_the_reward(settings, changes):
+    signals = make_signals()
+    base = IspoSection(top_fraction=0.6, entropy_threshold=1.0)
+    other = dataclasses.replace(base, **settings)
+    reward, _ = recipes.ispo_reward(signals, base)
+    changed, _ = recipes.ispo_reward(signals, other)
+    assert bool(jnp.any(reward != changed)) == changes
+
+
+def test_the_advantage_follows_the_config():
+    signals = make_signals()
+    none = run(make_config("grpo", scale_rewards="none"), signals)[2]
+    np.testing.assert_array_equal(none[:4, 0], [0.5, -0.5, 0.5, -0.5])
+    numpy = run(make_config("grpo", advantage_preset="numpy"), signals)[2]
+    np.testing.assert_allclose(numpy[:4, 0], [1, -1, 1, -1], rtol=1e-6)  # ddof 0: σ = 1/2
+    floor = run(make_config("grpo", std_floor="2"), signals)[2]
+    np.testing.assert_allclose(floor[:4, 0], [0.25, -0.25, 0.25, -0.25], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "weight"),
+    [("sequence_mean", None), ("token_mean", None), ("constant", 1 / (8 * LENGTH))],
+)
+def test_the_reduction_follows_the_config(loss_type, weight):
+    signals = make_signals()
+    weights = run(make_config("grpo", loss_type=loss_type), signals)[3]
+    np.testing.assert_allclose(
+        weights.sum(), 1.0 if weight is None else weight * int(signals.mask.sum()), rtol=1e-5
+    )
+    if weight:
+        np.testing.assert_allclose(weights, np.where(signals.mask, weight, 0.0), rtol=1e-6)
+
+
+def test_the_loss_follows_the_config():
+    """One token of ratio 2, Â = 1, log π_0 − log π = −1: −1.3 + 0.5·(e⁻¹ − (−1) − 1)."""
+    config = make_config("grpo", epsilon=0.1, epsilon_high=0.3, beta=0.5)
+    one = jnp.ones((1, 1))
+    batch = {
+        "logp_old": -jnp.log(2 * one),
+        "advantages": one,
+        "mask": one.astype(bool),
+        "weights": one,
+        "logp_ref": -one,
+    }
+    loss = recipes.build(config).loss
+    np.testing.assert_allclose(loss(0 * one, batch)[0], -1.3 + 0.5 * np.exp(-1), rtol=1e-5)
+    k2 = recipes.build(make_config("grpo", beta=0.5, kl_estimator="k2", epsilon_high=0.3)).loss
+    np.testing.assert_allclose(k2(0 * one, batch)[0], -1.3 + 0.5 * 0.5, rtol=1e-5)
+
+
+def test_broadcast_advantages():
+    mask = jnp.array([[True, False], [True, True]])
+    for advantages in (jnp.array([2.0, 3.0]), jnp.array([[2.0, jnp.nan], [3.0, 3.0]])):
+        np.testing.assert_array_equal(
+            recipes.broadcast_advantages(advantages, mask), [[2.0, 0.0], [3.0, 3.0]]
+        )
