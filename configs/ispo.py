@@ -17,7 +17,7 @@ def get_config(arg=None):
 def set_budget(config):
     """Steps and rate; the same for every method on the same model."""
     if config.model.path == "tiny":
-        config.num_steps = 80
+        config.num_steps = 60
         config.optimizer.learning_rate = 1e-4
         config.optimizer.warmup_steps = 5
         config.optimizer.weight_decay = 0.0
@@ -26,4 +26,3 @@ def set_budget(config):
         config.eval.batch_size = 128
     else:
         config.num_steps = 500
-        config.optimizer.learning_rate = 1e-6

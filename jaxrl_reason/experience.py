@@ -215,7 +215,7 @@ def _rollout_record(e: Experience, i: int, tokenizer: Tokenizer) -> dict:
         "truncated": bool(e.rollouts.truncated[i]),
         "reward": float(e.reward[i]),
         "terms": {k: float(v[i]) for k, v in e.terms.items() if v.ndim == 1},
-        "answer_tokens": None if span is None else dataclasses.astuple(span),
+        "answer_tokens": None if span is None else list(span),
         "tokens": [piece.decode(errors="replace") for piece in tokenizer.token_bytes(ids)],
         "token_ids": ids.tolist(),
         "signals": {k: v[i, :n].tolist() for k, v in per_token.items() if v is not None},

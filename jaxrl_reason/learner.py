@@ -79,6 +79,7 @@ def make_update(
     chunk_tokens: int,
     remat: bool,
     state_sharding: TrainState,
+    on_policy: bool = False,
 ) -> Callable:
     """`update(state, batch) -> (state, metrics)`, jitted, `state` donated.
 
@@ -86,6 +87,11 @@ def make_update(
     of shape [micro-batches, rows, …]; loss_fn returns Σ w·loss with weights normalised over the whole
     batch, so the sum over micro-batches is the gradient of the whole. A non-finite loss or gradient
     leaves parameters and optimiser as they were and is counted. Metrics are (sum, count) pairs.
+
+    `on_policy`: this is the one update of its batch, so π_old is π_θ and the ratio is exactly 1. Then
+    log π_old is the update's own log-prob, without gradient: the scoring pass computes the same numbers
+    in another compiled program, and differs by rounding (`policy/rescoring_gap`), which the ratio
+    would turn into noise.
     """
     scorer = functools.partial(
         score, config, temperature=temperature, chunk_tokens=chunk_tokens, remat=remat
@@ -95,7 +101,12 @@ def make_update(
         logp, entropy = scorer(
             params, micro["prompt_tokens"], micro["prompt_mask"], micro["tokens"], micro["mask"]
         )
-        return loss_fn(logp, micro)
+        if not on_policy:
+            return loss_fn(logp, micro)
+        old = jax.lax.stop_gradient(logp)
+        loss, metrics = loss_fn(logp, micro | {"logp_old": old})
+        gap = jnp.where(micro["mask"], jnp.abs(old - micro["logp_old"]), 0.0)
+        return loss, metrics | {"policy/rescoring_gap/max": jnp.max(gap)}
 
     def update(state: TrainState, batch: dict):
         def accumulate(total, micro):

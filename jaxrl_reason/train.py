@@ -55,6 +55,7 @@ def train(config: TrainConfig, folder: str) -> None:
         chunk_tokens=config.learner.chunk_tokens,
         remat=config.model.remat,
         state_sharding=shardings,
+        on_policy=True,  # one update per batch of rollouts
     )
     # a copy: the masters are donated to the first update
     dtype = model_config.dtype

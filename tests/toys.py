@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_reason.model import ModelConfig, init_params
+from jaxrl_reason.model import ModelConfig
+from jaxrl_reason.model.decoder import abstract_params
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EMBEDDED = REPOSITORY / "jaxrl_reason" / "embedded" / "tiny"
@@ -34,7 +35,7 @@ def toy_config(**changes) -> ModelConfig:
 def toy_params(config: ModelConfig, seed: int = 0, scale: float = 0.3):
     """Random parameters: wide matrices (so that outputs differ clearly), non-zero biases, uneven norms."""
     rng = np.random.default_rng(seed)
-    leaves, tree = jax.tree.flatten_with_path(init_params(config, seed))
+    leaves, tree = jax.tree.flatten_with_path(abstract_params(config))
 
     def noise(path, leaf):
         draw = rng.normal(size=leaf.shape).astype(np.float32)

@@ -219,6 +219,7 @@ def _check_tied(folder, files):
 def _save_tensors(folder, name, tensors):
     path = os.path.join(folder, name)
     save_file(tensors, path + ".tmp", metadata={"format": "pt"})
+    os.chmod(path + ".tmp", 0o644)  # safetensors makes it readable by its owner alone
     os.replace(path + ".tmp", path)
 
 

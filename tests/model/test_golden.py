@@ -17,6 +17,8 @@ from jaxrl_reason.rollout import sample
 from tests.make_golden import CASES, GOLDEN, NEW_TOKENS
 from tests.toys import on_virtual_devices, toy_config, toy_params
 
+jitted_forward = jax.jit(forward, static_argnums=0)
+
 
 def assert_same_params(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -27,7 +29,7 @@ def assert_same_params(a, b):
 def test_logits_and_greedy_text_are_those_of_transformers(case):
     config, params = load_pretrained(str(GOLDEN / case))
     golden = np.load(GOLDEN / case / "golden.npz")
-    logits = np.asarray(forward(config, params, golden["tokens"], golden["mask"]))
+    logits = np.asarray(jitted_forward(config, params, golden["tokens"], golden["mask"]))
     assert logits.dtype == np.float32
     visible = golden["mask"]
     np.testing.assert_allclose(logits[visible], golden["logits"][visible], atol=1e-4, rtol=0)
@@ -127,7 +129,7 @@ def test_files_and_parameters_may_differ_in_dtype(tmp_path):
 def test_bfloat16_compute_is_near_float32():
     golden = np.load(GOLDEN / "heads4_kv2_untied" / "golden.npz")
     config, params = load_pretrained(str(GOLDEN / "heads4_kv2_untied"), "bfloat16")
-    logits = forward(config, params, golden["tokens"], golden["mask"])
+    logits = jitted_forward(config, params, golden["tokens"], golden["mask"])
     assert logits.dtype == jnp.float32
     visible = golden["mask"]
     error = np.abs(np.asarray(logits)[visible] - golden["logits"][visible])
