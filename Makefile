@@ -5,7 +5,7 @@ RECIPE ?= ispo
 WORKDIR ?= runs/$(RECIPE)-$(SEED)
 RUN := .venv/bin/python
 
-.PHONY: train test test-all test-parity bench lint format embedded clean
+.PHONY: train test test-all test-parity compare bench lint format embedded clean
 
 train: .venv/.installed
 	$(RUN) -m jaxrl_reason.train --config=configs/$(RECIPE).py:model=tiny,task=arithmetic \
@@ -20,6 +20,13 @@ test-all: .venv/.installed-dev
 # Against transformers and PyTorch, in an environment of its own
 test-parity: .venv-parity/.installed
 	.venv-parity/bin/python -m pytest -q -m parity
+
+# ISPO, GRPO and literal ISPO on the embedded model, three seeds each, and their table
+compare: .venv/.installed
+	for recipe in ispo grpo ispo_literal; do for seed in 0 1 2; do \
+	  $(MAKE) --no-print-directory train RECIPE=$$recipe SEED=$$seed || exit 1; \
+	done; done
+	$(RUN) -m jaxrl_reason.report.compare runs/ispo-? runs/grpo-? runs/ispo_literal-?
 
 bench: .venv/.installed-dev
 	$(RUN) -m tests.bench

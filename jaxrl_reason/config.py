@@ -49,16 +49,18 @@ class DataSection:
     source: str = "arithmetic"  # arithmetic, countdown, hf:dataset, or a .jsonl file
     split: str = "train"
     template: str = "chat"
-    answer_format: str = "boxed"
+    answer_format: str = (
+        "auto"  # what the template asks for; or boxed, answer_tag, answer_line, hash
+    )
     max_prompt_length: int = 32  # longer prompts are filtered out and counted, never cut
     direct_fraction: float = 0.0  # arithmetic: share of reference solutions without steps (sft)
 
     def __post_init__(self):
-        from jaxrl_reason.data.prompts import CHAT, TEMPLATES
+        from jaxrl_reason.data.prompts import AUTO, CHAT, TEMPLATES
         from jaxrl_reason.verify.extract import FORMATS
 
         _one_of("data.template", self.template, (*TEMPLATES, CHAT))
-        _one_of("data.answer_format", self.answer_format, FORMATS)
+        _one_of("data.answer_format", self.answer_format, (AUTO, *FORMATS))
         _at_least("data", self, max_prompt_length=1)
         share = self.direct_fraction
         _require("data.direct_fraction", share, 0 <= share <= 1, "a number in [0, 1]")
@@ -244,6 +246,9 @@ class LogSection:
     tensorboard: bool = True
     rollouts_every: int = 20  # steps between samples of rollouts with per-token signals; 0: never
     rollouts_prompts: int = 2  # prompts per such sample
+    all_signals: bool = (
+        False  # compute π_0 and ablated answers, and their diagnostics, for any recipe
+    )
 
     def __post_init__(self):
         _at_least("log", self, rollouts_every=0, rollouts_prompts=1)
@@ -316,7 +321,9 @@ class EvaluateConfig:
     max_completion_length: int = 48
     model: ModelSection = ModelSection()
     template: str = "chat"
-    answer_format: str = "boxed"
+    answer_format: str = (
+        "auto"  # what the template asks for; or boxed, answer_tag, answer_line, hash
+    )
     max_prompt_length: int = 32
     eval: EvalSection = EvalSection()
     mesh: MeshSection = MeshSection()

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrl_reason import mesh as mesh_lib
 from jaxrl_reason.data.pipeline import rollout_key
-from jaxrl_reason.data.prompts import filter_long, make_prompts
+from jaxrl_reason.data.prompts import answer_format, filter_long, make_prompts
 from jaxrl_reason.data.tasks import Problem
 from jaxrl_reason.data.tokenizer import Tokenizer
 from jaxrl_reason.rollout import sample
@@ -45,7 +45,7 @@ class Decoding:
         """From config: `prompting` has template, answer_format and max_prompt_length."""
         return cls(
             prompting.template,
-            prompting.answer_format,
+            answer_format(prompting.template, prompting.answer_format),
             prompting.max_prompt_length,
             max_completion_length,
             section.num_generations,

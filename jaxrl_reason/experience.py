@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrl_reason import diagnostics
 from jaxrl_reason import mesh as mesh_lib
+from jaxrl_reason.data.prompts import answer_format
 from jaxrl_reason.data.tokenizer import Tokenizer
 from jaxrl_reason.objectives.surrogate import loss_weights
 from jaxrl_reason.recipes import Recipe, broadcast_advantages
@@ -54,6 +55,7 @@ class Collector:
             )
         )
         self._credit = jax.jit(functools.partial(credit, config, recipe))
+        self._answer_format = answer_format(config.data.template, config.data.answer_format)
         stub = config.ispo.ablated_stub
         self._stub = tokenizer.encode(stub) if stub else None
 
@@ -65,7 +67,7 @@ class Collector:
         with timer("read"):
             problems = [p for p in prompts.problems for _ in range(settings.num_generations)]
             responses = read_responses(
-                rollouts, self.tokenizer, self.config.data.answer_format, [p.kind for p in problems]
+                rollouts, self.tokenizer, self._answer_format, [p.kind for p in problems]
             )
             # judged by worker processes while the device computes the signals
             judging = self.pool.submit(

@@ -40,6 +40,8 @@ def build(config) -> Recipe:
     recipe = RECIPES[config.algorithm.recipe](config)
     if config.algorithm.beta:
         recipe = dataclasses.replace(recipe, needs=recipe.needs | {"logp_ref"})
+    if config.log.all_signals:
+        recipe = dataclasses.replace(recipe, needs=recipe.needs | PRODUCED)
     if recipe.needs - PRODUCED:
         raise ValueError(
             f"algorithm.recipe: {config.algorithm.recipe!r} needs {sorted(recipe.needs - PRODUCED)}, "

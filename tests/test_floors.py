@@ -28,7 +28,7 @@ FLOORS = {
     "learner": 6,
     "checkpoint": 6,
     "metrics": 6,
-    "workdir": 6,
+    "workdir": 0,
     "report": 6,
     "setup": 7,
     "experience": 7,

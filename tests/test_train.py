@@ -102,6 +102,7 @@ def test_first_step_of_ispo_is_its_limit_case(tmp_path):
     assert row["ispo/critical_fraction"] == 0
     assert row["ispo/token_term"] == 0
     assert row["policy/ratio_deviation/max"] <= 1e-6
+    assert row["policy/rescoring_gap/max"] <= 1e-4
     assert row["sampling/sampling_logp_difference/max"] <= 1e-4
     assert row["verifier/timeout"] == row["verifier/error"] == 0
     record = rows(str(tmp_path), "rollouts/step_1.jsonl")[0]
@@ -125,3 +126,18 @@ def test_bad_settings_are_refused_by_name(tmp_path, arg, named):
     assert done.returncode != 0
     assert named in done.stderr
     assert not os.path.exists(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    """Two processes of one device each, joined by jax.distributed, make the steps of one process."""
+    args = [*SMALL, "--config.num_steps=3"]
+    one = run(command("train", str(tmp_path / "one"), *args))
+    assert one.returncode == 0, one.stderr
+    launch = [os.path.join(ROOT, "launch", "local_multiprocess.sh"), "2"]
+    two = run([*launch, *command("train", str(tmp_path / "two"), *args)])
+    assert two.returncode == 0, two.stderr
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert a["completions/mean_length"] == b["completions/mean_length"]
+        for name in ("accuracy", "reward", "entropy", "loss", "grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4)

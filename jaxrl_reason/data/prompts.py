@@ -31,8 +31,14 @@ TEMPLATES = {
     "raw": "{q}",
 }
 CHAT = "chat"  # the tokenizer's own chat template
-# How each template asks for the answer; see verify.extract
+# How templates ask for the answer, where not in a box; see verify.extract
 ANSWER_FORMATS = {"r1": "answer_tag", "dapo": "answer_line"}
+AUTO = "auto"
+
+
+def answer_format(template: str, chosen: str) -> str:
+    """The answer format in force: the chosen one, or for "auto" what the template asks for."""
+    return ANSWER_FORMATS.get(template, "boxed") if chosen == AUTO else chosen
 
 
 def render(template: str, problem: str, tokenizer: Tokenizer) -> str:

@@ -212,7 +212,9 @@ def test_against_loops(size, scale, preset):
         [rng.normal(size=4 * size), rng.integers(0, 2, 4 * size), np.full(size, 100.3)]
     ).astype(np.float32)
     ddof, eps = PRESETS[preset]
-    for floor, sigma_min in ((0.0, 0.0), (0.7, 0.7), ("outcome", size**-0.5)):
+    # one right rollout among G: squares sum to (1 − 1/G)² + (G − 1)/G² = 1 − 1/G
+    lopsided = ((1 - 1 / size) / max(size - ddof, 1)) ** 0.5
+    for floor, sigma_min in ((0.0, 0.0), (0.7, 0.7), ("outcome", lopsided)):
         np.testing.assert_allclose(
             group_advantages(jnp.asarray(rewards), size, scale, ddof, eps, floor),
             oracle(rewards, size, scale, ddof, eps, sigma_min),

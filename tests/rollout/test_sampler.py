@@ -269,6 +269,7 @@ def test_one_token_completions(config, params, rollouts):
     np.testing.assert_allclose(one.logp[:, 0], rollouts.logp[:, 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_sampling_is_near_its_own_rescoring(config, params):
     half = dataclasses.replace(config, dtype="bfloat16")
     cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
