@@ -36,6 +36,7 @@ def train(arg: str | None):
         # Qwen2.5 on DAPO-Math, ISPO's appendix A.2; batch 512 = 64 prompts x 8
         config.model.dtype = "bfloat16"
         config.model.remat = True
+        config.model.extra_eos_tokens = "<|im_end|>"
         config.data.template = "qwen_math"
         config.data.max_prompt_length = 1024
         config.rollout.num_prompts = 64

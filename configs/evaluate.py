@@ -18,6 +18,7 @@ def get_config(arg=None):
         if values["task"] == "arithmetic":
             config.max_prompt_length = common.ARITHMETIC_PROMPT
     else:
+        config.model.extra_eos_tokens = "<|im_end|>"
         config.template = "qwen_boxed"
         config.max_prompt_length = 1024
         config.max_completion_length = 2048

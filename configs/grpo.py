@@ -4,6 +4,10 @@ Each prompt gets G rollouts, a rollout's advantage is its z-scored outcome withi
 token of the rollout shares it. Groups whose outcomes agree give no gradient.
 Paper: Shao et al. 2024 (arXiv:2402.03300), with ISPO's settings: clip range [0.8, 1.28], no KL.
 
+Departures: none in the objective; the standard deviation has ddof 1 and eps 1e-6 (`advantage_preset`).
+
+Expect on the embedded model what configs/ispo.py says; the README has both side by side.
+
     python -m jaxrl_reason.train --config=configs/grpo.py:model=tiny,task=arithmetic --workdir=runs/grpo
 """
 

@@ -26,6 +26,7 @@ def get_config(arg=None):
     else:
         config.model.dtype = "bfloat16"
         config.model.remat = True
+        config.model.extra_eos_tokens = "<|im_end|>"
         config.data.template = "qwen_math"
         config.data.max_prompt_length = 1024
         config.max_completion_length = 2048

@@ -24,6 +24,10 @@ def _one_of(key, value, choices):
     _require(key, value, value in choices, ", ".join(map(repr, choices)))
 
 
+def _check_seed(seed):
+    _require("seed", seed, 0 <= seed < 2**31, "0 to 2**31 - 1")
+
+
 def _at_least(prefix, section, **lows):
     for name, low in lows.items():
         value = getattr(section, name)
@@ -37,6 +41,7 @@ class ModelSection:
     path: str = "tiny"  # a Hugging Face folder, or "tiny", the embedded model
     dtype: str = "float32"  # compute dtype; master parameters are always float32
     remat: bool = False  # recompute layer activations in the backward pass
+    extra_eos_tokens: str = ""  # end tokens beside the folder's own, "<|im_end|>" or "<a>,<b>"
 
     def __post_init__(self):
         _one_of("model.dtype", self.dtype, MODEL_DTYPES)
@@ -274,7 +279,8 @@ class TrainConfig:
     log: LogSection = LogSection()
 
     def __post_init__(self):
-        _at_least("", self, seed=0, num_steps=1)
+        _at_least("", self, num_steps=1)
+        _check_seed(self.seed)
         rows, micro = self.num_rollouts, self.learner.micro_batch_size
         _require(
             "learner.micro_batch_size", micro, rows % micro == 0, f"a divisor of {rows} rollouts"
@@ -306,7 +312,8 @@ class SftConfig:
     log: LogSection = LogSection(rollouts_every=0)
 
     def __post_init__(self):
-        _at_least("", self, seed=0, num_steps=1, batch_size=1, max_completion_length=1)
+        _at_least("", self, num_steps=1, batch_size=1, max_completion_length=1)
+        _check_seed(self.seed)
         rows, micro = self.batch_size, self.learner.micro_batch_size
         _require(
             "learner.micro_batch_size", micro, rows % micro == 0, f"a divisor of batch_size {rows}"
@@ -330,7 +337,8 @@ class EvaluateConfig:
     verifier: VerifierSection = VerifierSection()
 
     def __post_init__(self):
-        _at_least("", self, seed=0, max_completion_length=1, max_prompt_length=1)
+        _at_least("", self, max_completion_length=1, max_prompt_length=1)
+        _check_seed(self.seed)
         DataSection(template=self.template, answer_format=self.answer_format)
 
 

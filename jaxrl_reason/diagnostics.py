@@ -38,6 +38,7 @@ def rollout_metrics(signals: Signals, reward: Float[Array, " B"], num_generation
         "completions/mean_length": mean_pair(lengths),
         "completions/min_length": jnp.min(lengths),
         "completions/max_length": jnp.max(lengths),
+        "completions/mean_terminated_length": mean_pair(lengths, ~signals.truncated),
         "completions/clipped_ratio": mean_pair(signals.truncated),
         "entropy": mean_pair(signals.entropy, signals.mask),
         "sampling/sampling_logp_difference/mean": mean_pair(gap, signals.mask),

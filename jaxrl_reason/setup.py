@@ -1,5 +1,6 @@
 """What the mains share: reading flags, finding and loading a model."""
 
+import dataclasses
 import functools
 import os
 
@@ -53,12 +54,25 @@ def load_model(section, mesh, *, masters: bool = True, random_seed: int | None =
             functools.partial(init_params, model_config, random_seed),
             out_shardings=shardings(abstract_params(model_config)),
         )
-        return model_config, init(), tokenizer
+        return with_end_tokens(model_config, section, tokenizer), init(), tokenizer
     param_dtype = "float32" if masters else section.dtype
     model_config, params = load_pretrained(
         folder, section.dtype, param_dtype=param_dtype, shardings=shardings
     )
-    return model_config, params, tokenizer
+    return with_end_tokens(model_config, section, tokenizer), params, tokenizer
+
+
+def with_end_tokens(model_config, section, tokenizer):
+    """The config with `model.extra_eos_tokens` added: base models name one end token, chats use another."""
+    ids = set(model_config.eos_token_ids)
+    for token in filter(None, section.extra_eos_tokens.split(",")):
+        if token not in tokenizer.special:
+            raise ValueError(
+                f"model.extra_eos_tokens: {token!r} is no special token of {tokenizer.folder}; "
+                f"there are {', '.join(tokenizer.special)}"
+            )
+        ids.add(tokenizer.special[token])
+    return dataclasses.replace(model_config, eos_token_ids=tuple(sorted(ids)))
 
 
 def is_first_process() -> bool:

@@ -82,7 +82,7 @@ def test_whole_numbers_are_fine_as_floats():
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("seed", -1, ">= 0"),
+        ("seed", -1, "0 to 2**31 - 1"),
         ("num_steps", 0, ">= 1"),
         ("model.dtype", "float16", "'float32', 'bfloat16'"),
         ("data.template", "alpaca", "'qwen_math'"),

@@ -24,12 +24,12 @@ def draw(workdir: str) -> str:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     _line(left, rows, "accuracy", "sampled rollouts (training)")
     _evaluations(left, workdir)
-    left.set(title="Accuracy", ylim=(0, 1))
+    left.set(title="Accuracy", ylim=(0, 1.02))
     _line(middle, rows, "zero_advantage/all_wrong", "all wrong")
     _line(middle, rows, "zero_advantage/all_correct", "all correct")
     _line(middle, rows, "frac_reward_zero_std", "zero advantage (reward)")
     _line(middle, rows, "thinking_rate", "thinking rollouts")
-    middle.set(title="Share of groups, of rollouts", ylim=(0, 1))
+    middle.set(title="Share of groups, of rollouts", ylim=(0, 1.02))
     _line(right, rows, "completions/mean_length", "mean length (tokens)")
     entropy = right.twinx()
     _line(entropy, rows, "entropy", "entropy (nats, right axis)", color="C3")
@@ -41,7 +41,7 @@ def draw(workdir: str) -> str:
         if axis is right:
             more = entropy.get_legend_handles_labels()
             handles, labels = handles + more[0], labels + more[1]
-        axis.legend(handles, labels, fontsize=8)
+        axis.legend(handles, labels, fontsize=8, loc="center right" if axis is right else "best")
     path = os.path.join(workdir, "learning_curve.png")
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -73,4 +73,4 @@ def _evaluations(axis, workdir):
     if points:
         steps, values, low, high = map(np.asarray, zip(*sorted(set(points)), strict=True))
         bars = np.maximum([values - low, high - values], 0)
-        axis.errorbar(steps, values, bars, fmt="ko-", capsize=3, label="greedy, held out (95 %)")
+        axis.errorbar(steps, values, bars, fmt="ko", capsize=3, label="greedy, held out (95 %)")
