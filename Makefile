@@ -49,16 +49,16 @@ embedded: .venv/.installed
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, found " + sys.version)'
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/pip install -q --disable-pip-version-check -e .
+	.venv/bin/python -m pip install -q --disable-pip-version-check -e .
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
-	.venv/bin/pip install -q --disable-pip-version-check -e ".[dev]"
+	.venv/bin/python -m pip install -q --disable-pip-version-check -e ".[dev]"
 	touch $@
 
 .venv-parity/.installed: pyproject.toml
 	test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/pip install -q --disable-pip-version-check -e ".[dev,parity]"
+	.venv-parity/bin/python -m pip install -q --disable-pip-version-check -e ".[dev,parity]"
 	touch $@
 
 clean:

@@ -35,14 +35,16 @@ def train(arg: str | None):
     if values["model"] != "tiny":
         # Qwen2.5 on DAPO-Math, ISPO's appendix A.2; batch 512 = 64 prompts x 8
         config.model.dtype = "bfloat16"
-        config.model.remat = True
+        config.learner.remat = True
         config.model.extra_eos_tokens = "<|im_end|>"
         config.data.template = "qwen_math"
         config.data.max_prompt_length = 1024
         config.rollout.num_prompts = 64
         config.rollout.max_completion_length = 4096
         config.learner.micro_batch_size = 32
-        config.eval.num_problems = 0
+        config.mesh.data, config.mesh.fsdp = 1, -1
+        config.eval.num_generations = 0
+        config.eval.batch_size = 256
         config.eval.temperature = 0.6
     elif values["task"] == "arithmetic":
         config.data.max_prompt_length = ARITHMETIC_PROMPT

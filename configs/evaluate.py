@@ -18,6 +18,8 @@ def get_config(arg=None):
         if values["task"] == "arithmetic":
             config.max_prompt_length = common.ARITHMETIC_PROMPT
     else:
+        config.mesh.data, config.mesh.fsdp = 1, -1
+        config.model.dtype = "bfloat16"
         config.model.extra_eos_tokens = "<|im_end|>"
         config.template = "qwen_boxed"
         config.max_prompt_length = 1024

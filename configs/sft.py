@@ -25,7 +25,8 @@ def get_config(arg=None):
         config.learner.chunk_tokens = 16384
     else:
         config.model.dtype = "bfloat16"
-        config.model.remat = True
+        config.learner.remat = True
+        config.mesh.data, config.mesh.fsdp = 1, -1
         config.model.extra_eos_tokens = "<|im_end|>"
         config.data.template = "qwen_math"
         config.data.max_prompt_length = 1024

@@ -59,7 +59,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_as_dict(state)), extra=ocp.args.JsonSave(extra)
             ),
-            metrics=None if score is None else {METRIC: float(score)},
+            metrics=None if score is None or score != score else {METRIC: float(score)},
         )
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:

@@ -12,6 +12,8 @@ import typing
 
 import ml_collections
 
+from jaxrl_reason.workdir import overlay
+
 MODEL_DTYPES = ("float32", "bfloat16")
 
 
@@ -40,7 +42,6 @@ class ModelSection:
 
     path: str = "tiny"  # a Hugging Face folder, or "tiny", the embedded model
     dtype: str = "float32"  # compute dtype; master parameters are always float32
-    remat: bool = False  # recompute layer activations in the backward pass
     extra_eos_tokens: str = ""  # end tokens beside the folder's own, "<|im_end|>" or "<a>,<b>"
 
     def __post_init__(self):
@@ -48,27 +49,49 @@ class ModelSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataSection:
+class PromptSection:
     """Problems and how they become prompts."""
 
     source: str = "arithmetic"  # arithmetic, countdown, hf:dataset, or a .jsonl file
-    split: str = "train"
+    split: str = "train"  # of a procedural task or a hub dataset; a file is used whole
     template: str = "chat"
-    answer_format: str = (
-        "auto"  # what the template asks for; or boxed, answer_tag, answer_line, hash
-    )
     max_prompt_length: int = 32  # longer prompts are filtered out and counted, never cut
-    direct_fraction: float = 0.0  # arithmetic: share of reference solutions without steps (sft)
 
     def __post_init__(self):
-        from jaxrl_reason.data.prompts import AUTO, CHAT, TEMPLATES
-        from jaxrl_reason.verify.extract import FORMATS
+        from jaxrl_reason.data.prompts import CHAT, TEMPLATES
 
         _one_of("data.template", self.template, (*TEMPLATES, CHAT))
-        _one_of("data.answer_format", self.answer_format, (AUTO, *FORMATS))
         _at_least("data", self, max_prompt_length=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection(PromptSection):
+    """Problems, prompts, and how their answers are read."""
+
+    answer_format: str = "auto"  # as the template asks; boxed, answer_tag, answer_line, hash
+
+    def __post_init__(self):
+        from jaxrl_reason.data.prompts import AUTO
+        from jaxrl_reason.verify.extract import FORMATS
+
+        super().__post_init__()
+        _one_of("data.answer_format", self.answer_format, (AUTO, *FORMATS))
+
+
+@dataclasses.dataclass(frozen=True)
+class SolutionSection(PromptSection):
+    """Problems with their reference solutions."""
+
+    direct_fraction: float = 0.0  # arithmetic: share of solutions without steps
+
+    def __post_init__(self):
+        super().__post_init__()
         share = self.direct_fraction
         _require("data.direct_fraction", share, 0 <= share <= 1, "a number in [0, 1]")
+        if share and self.source != "arithmetic":
+            raise ValueError(
+                f"data.direct_fraction: {share} is for arithmetic, not {self.source!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +116,9 @@ class AlgorithmSection:
     scale_rewards: str = "std"  # "std" (GRPO) or "none" (Dr.GRPO)
     advantage_preset: str = "verl"  # whose ddof and eps: verl, trl, dr_grpo_repo, numpy
     std_floor: str = "0"  # σ_min: a number, or "outcome" for 1/√G
+    num_iterations: int = (
+        1  # updates per batch of rollouts; with 1 the ratio is 1 and nothing clips
+    )
     epsilon: float = 0.2
     epsilon_high: float = 0.28
     loss_type: str = "sequence_mean"  # or token_mean (DAPO), constant (Dr.GRPO)
@@ -112,7 +138,7 @@ class AlgorithmSection:
         _require(
             "algorithm.std_floor", self.std_floor, self.sigma_min is not None, "'outcome' or >= 0"
         )
-        _at_least("algorithm", self, beta=0)
+        _at_least("algorithm", self, beta=0, num_iterations=1)
         _require("algorithm.epsilon", self.epsilon, 0 < self.epsilon < 1, "in (0, 1)")
         _require("algorithm.epsilon_high", self.epsilon_high, self.epsilon_high > 0, "> 0")
 
@@ -181,10 +207,11 @@ class OptimizerSection:
 
 @dataclasses.dataclass(frozen=True)
 class LearnerSection:
-    """Memory knobs; neither changes the gradient."""
+    """Memory knobs; none changes the gradient."""
 
     micro_batch_size: int = 64  # rows per forward/backward, over all devices; gradients accumulate
     chunk_tokens: int = 4096  # tokens whose logits exist at once
+    remat: bool = False  # recompute layer activations in the backward pass
 
     def __post_init__(self):
         _at_least("learner", self, micro_batch_size=1, chunk_tokens=1)
@@ -212,7 +239,7 @@ class CheckpointSection:
 
 @dataclasses.dataclass(frozen=True)
 class EvalSection:
-    """Evaluation on problems the training cannot see."""
+    """Evaluation. The test split of a procedural task has no problem of its training split."""
 
     source: str = "arithmetic"
     split: str = "test"
@@ -222,10 +249,9 @@ class EvalSection:
     top_k: int = 0
     top_p: float = 1.0
     batch_size: int = 64  # prompts at a time
-    every: int = 0  # steps between evaluations during training; 0: only before and after
 
     def __post_init__(self):
-        _at_least("eval", self, num_problems=0, num_generations=0, top_k=0, batch_size=1, every=0)
+        _at_least("eval", self, num_problems=0, num_generations=0, top_k=0, batch_size=1)
         _require(
             "eval.temperature", self.temperature, self.temperature > 0, "> 0 (greedy is always run)"
         )
@@ -260,11 +286,19 @@ class LogSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class SftLogSection:
+    """What is written beside the metrics."""
+
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """`python -m jaxrl_reason.train`."""
 
     seed: int = 0
     num_steps: int = 100
+    eval_every: int = 0  # steps between evaluations during training; 0: only before and after
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     rollout: RolloutSection = RolloutSection()
@@ -279,7 +313,7 @@ class TrainConfig:
     log: LogSection = LogSection()
 
     def __post_init__(self):
-        _at_least("", self, num_steps=1)
+        _at_least("", self, num_steps=1, eval_every=0)
         _check_seed(self.seed)
         rows, micro = self.num_rollouts, self.learner.micro_batch_size
         _require(
@@ -304,12 +338,12 @@ class SftConfig:
     batch_size: int = 64
     max_completion_length: int = 48  # longer solutions are filtered out and counted
     model: ModelSection = ModelSection()
-    data: DataSection = DataSection()
+    data: SolutionSection = SolutionSection()
     optimizer: OptimizerSection = OptimizerSection(learning_rate=1e-5)
     learner: LearnerSection = LearnerSection()
     mesh: MeshSection = MeshSection()
     checkpoint: CheckpointSection = CheckpointSection(every=500)
-    log: LogSection = LogSection(rollouts_every=0)
+    log: SftLogSection = SftLogSection()
 
     def __post_init__(self):
         _at_least("", self, num_steps=1, batch_size=1, max_completion_length=1)
@@ -373,6 +407,11 @@ def from_config_dict(cls, raw: ml_collections.ConfigDict | dict, prefix: str = "
         else:
             values[name] = _typed(prefix + name, value, kind)
     return cls(**values)
+
+
+def from_run(cls, raw: dict):
+    """The config of an older run: keys that came later have their defaults."""
+    return from_config_dict(cls, overlay(dataclasses.asdict(cls()), raw))
 
 
 def _typed(key, value, kind):

@@ -103,18 +103,17 @@ def ifd_metrics(signals: Signals, num_generations: int) -> dict:
     right = signals.correct > 0.5
     outcome = signals.correct.reshape(-1, num_generations)
     same = jnp.all(outcome > 0.5, axis=1) | jnp.all(outcome < 0.5, axis=1)
-    spread = group.group_stats(ifd.reshape(-1, num_generations)).std[:, 0]
+    within = group.group_stats(ifd.reshape(-1, num_generations)).std[:, 0]
     edges = jnp.asarray(IFD_EDGES, jnp.float32)
     bins = jnp.searchsorted(edges, ifd)  # 0: below the first edge … len: above the last
-    metrics = {"ispo/ifd_std_same_outcome": mean_pair(spread, same)}
+    metrics = {"ispo/ifd_std_same_outcome": mean_pair(within, same)}
     for name, where in (("correct", right & answered), ("wrong", ~right & answered)):
         mean, count = mean_pair(ifd, where)
-        mean_of_square, _ = mean_pair(ifd**2, where)
-        variance = mean_of_square / jnp.maximum(count, 1) - (mean / jnp.maximum(count, 1)) ** 2
+        spread = masked.masked_std(ifd, where, ddof=0)
         one_hot = (bins[:, None] == jnp.arange(len(IFD_EDGES) + 1)[None]) & where[:, None]
         metrics |= {
             f"ispo/ifd/{name}": (mean, count),
-            f"ispo/ifd_std/{name}": (jnp.sqrt(jnp.maximum(variance, 0.0)), jnp.sign(count)),
+            f"ispo/ifd_std/{name}": (spread, jnp.sign(count)),
             f"ispo/ifd_histogram/{name}": (jnp.sum(one_hot.astype(jnp.float32), axis=0), 1.0),
         }
     return metrics

@@ -41,12 +41,12 @@ def evaluate(config: EvaluateConfig, folder: str) -> dict:
             progress=lambda done, _: console.step(done, {}),
         )
     source = config.eval.source
-    result = evaluation.describe(result, source, config.model.path, 0)
+    result = evaluation.describe(result, source, config.model.path)
     if first:
         name = os.path.basename(source.replace(":", "_")).removesuffix(".jsonl")
         path = os.path.join(folder, "eval", f"{name}.json")
         evaluation.write(path, result, generations)
-        workdir.claim(folder, "evaluate", dataclasses.asdict(config), resuming=False)
+        workdir.write_json(path.removesuffix(".json") + ".config.json", dataclasses.asdict(config))
         print_table(results_table(f"{config.model.path} on {source}", {name: result}))
         print(f"wrote {path}")
     return result

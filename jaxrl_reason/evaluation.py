@@ -195,9 +195,10 @@ def _generate(
     responses = read_responses(rollouts, tokenizer, decoding.answer_format, kinds)
     rows = len(problems) * generations
     owners = [p for p in problems for _ in range(generations)]
-    verdicts = pool.verify(
+    judged = pool.verify(
         [(p.kind, p.answer, r.answer) for p, r in zip(owners, responses[:rows], strict=True)]
     )
+    verdicts = mesh_lib.first_host_choice(list(Verdict), judged)
     out = [
         {
             "text": r.text,
@@ -269,9 +270,9 @@ def _classes(record: dict, pool: VerifierPool) -> list[int | None]:
     return answer_classes(answers, same)
 
 
-def describe(result: dict, source: str, model: str, step: int, protocol: str = "custom") -> dict:
+def describe(result: dict, source: str, model: str, protocol: str = "custom") -> dict:
     """An evaluation's JSON: what was evaluated on what, then metrics, intervals and counts."""
-    return {"source": source, "protocol": protocol, "model": model, "step": step} | result
+    return {"source": source, "protocol": protocol, "model": model} | result
 
 
 def write(path: str, result: dict, generations: list[dict]) -> None:

@@ -78,7 +78,7 @@ class Collector:
             prompt_tokens, prompt_mask = rows(prompts.tokens), rows(prompts.mask)
             fields = self._signals(params, prompt_tokens, prompt_mask, rollouts, responses)
         with timer("verify"):
-            verdicts = judging.result()
+            verdicts = mesh_lib.first_host_choice(list(Verdict), judging.result())
         with timer("credit"):
             signals = Signals(
                 mask=rollouts.mask,

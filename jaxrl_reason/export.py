@@ -11,9 +11,10 @@ from ml_collections import config_flags
 from jaxrl_reason import checkpoint, learner, setup, workdir
 from jaxrl_reason import config as config_lib
 from jaxrl_reason import mesh as mesh_lib
+from jaxrl_reason.data.tokenizer import Tokenizer
 from jaxrl_reason.model import config as model_config_lib
 from jaxrl_reason.model.decoder import abstract_params, cast_params
-from jaxrl_reason.model.hf import save_pretrained, tokenizer_size
+from jaxrl_reason.model.hf import save_pretrained
 
 STEPS = ("latest", "best")
 
@@ -26,12 +27,16 @@ def export(folder: str, out: str, step: str, dtype: str, config=None) -> int:
             raise FileNotFoundError(f"{path}: no such file, so this is no run folder")
         written = workdir.read_json(path)
         cls = {"train": config_lib.TrainConfig, "sft": config_lib.SftConfig}[written["main"]]
-        config = config_lib.from_config_dict(cls, written["config"])
+        config = config_lib.from_run(cls, written["config"])
     checkpoints = checkpoint.Checkpoints(os.path.join(folder, "checkpoints"))
     number = choose_step(checkpoints, step, folder)
     model = setup.model_folder(config.model.path)
-    model_config = model_config_lib.read(model, num_tokens=tokenizer_size(model))
-    mesh = mesh_lib.make_mesh()
+    if os.path.isdir(out) and os.path.samefile(out, model):
+        raise ValueError(f"--out: {out} is the model that the run started from")
+    tokenizer = Tokenizer(model)
+    model_config = model_config_lib.read(model, num_tokens=tokenizer.size)
+    model_config = setup.with_end_tokens(model_config, config.model, tokenizer)
+    mesh = mesh_lib.make_mesh(data=1, fsdp=-1)
     optimizer, _ = learner.make_optimizer(config.optimizer, config.num_steps)
     template = learner.abstract_state(mesh, optimizer, abstract_params(model_config))
     state, _ = checkpoints.restore(number, template)

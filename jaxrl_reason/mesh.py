@@ -128,6 +128,14 @@ def agree(flag: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(flag)))
 
 
+def first_host_choice(options: list, chosen: list) -> list:
+    """The first host's choices, on every host: a time-out may have struck one of them alone."""
+    if jax.process_count() == 1:
+        return chosen
+    codes = np.asarray([options.index(choice) for choice in chosen], np.int32)
+    return [options[code] for code in np.asarray(multihost_utils.broadcast_one_to_all(codes))]
+
+
 def fetch(tree):
     """Device arrays to NumPy arrays, whole on every host."""
     if jax.process_count() == 1:

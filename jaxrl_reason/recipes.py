@@ -15,7 +15,7 @@ from jaxrl_reason.objectives import surrogate
 from jaxrl_reason.rewards import ispo
 from jaxrl_reason.types import Signals
 
-# Optional fields of Signals; each has a producer in train.py
+# Optional fields of Signals; each has a producer in experience.py
 PRODUCED = frozenset({"logp_ref", "answer_logp"})
 
 

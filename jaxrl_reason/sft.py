@@ -37,8 +37,8 @@ def sft(config: SftConfig, folder: str) -> None:
     model_config, params, tokenizer = setup.load_model(
         config.model, mesh, random_seed=config.seed if config.random_init else None
     )
-    end = model_config.eos_token_ids[-1]
-    problems, left_out = solved_problems(config, tokenizer)
+    end = end_token(config, model_config, tokenizer)
+    problems, left_out, fits = solved_problems(config, tokenizer)
     optimizer, schedule = learner.make_optimizer(config.optimizer, config.num_steps)
     template = abstract_params(model_config)
     update = learner.make_update(
@@ -47,7 +47,7 @@ def sft(config: SftConfig, folder: str) -> None:
         lambda logp, batch: nll_loss(logp, batch["mask"], batch["weights"]),
         temperature=1.0,
         chunk_tokens=config.learner.chunk_tokens,
-        remat=config.model.remat,
+        remat=config.learner.remat,
         state_sharding=learner.state_shardings(mesh, optimizer, template),
     )
     first = setup.is_first_process()
@@ -55,10 +55,18 @@ def sft(config: SftConfig, folder: str) -> None:
         os.path.join(folder, "checkpoints"), config.checkpoint.keep
     )
     start = checkpoints.latest or 0
-    workdir.claim(folder, "sft", dataclasses.asdict(config), start > 0, write=first)
-    stream = ProblemStream(problems, config.batch_size, config.seed)
+    defaults = dataclasses.asdict(SftConfig())
+    workdir.claim(folder, "sft", dataclasses.asdict(config), defaults, write=first)
+    if start > config.num_steps:
+        raise ValueError(f"num_steps: {config.num_steps}, but {folder} has {start} steps already")
+    stream = ProblemStream(problems, config.batch_size, config.seed, fits)
+    weights = checkpoint.fingerprint(setup.model_folder(config.model.path))
     if start:
         state, extra = checkpoints.restore(start, learner.abstract_state(mesh, optimizer, template))
+        if extra["weights"] != weights:
+            raise ValueError(
+                f"model.path: the weights in {config.model.path} changed since this run began"
+            )
         stream.restore(extra["stream"])
     else:
         state = learner.init_state(mesh, optimizer, params)
@@ -68,8 +76,8 @@ def sft(config: SftConfig, folder: str) -> None:
         logs.append(TensorBoardLog(os.path.join(folder, "tensorboard"), start))
 
     with Console(config.num_steps, start, quiet=not first) as console:
-        if config.data.source not in PROCEDURAL:
-            console.say(f"{len(problems)} problems; {left_out} left out as too long")
+        if left_out:
+            console.say(f"{left_out} problems left out as too long, {len(problems)} remain")
         for step in range(start + 1, config.num_steps + 1):
             timer = PhaseTimer()
             with timer("data"):
@@ -78,7 +86,7 @@ def sft(config: SftConfig, folder: str) -> None:
                 batch = learner.split_micro(batch, config.learner.micro_batch_size)
             state, metrics = update(state, mesh_lib.put_batch(mesh, batch, axis=1))
             last = step == config.num_steps
-            if step % LOG_EVERY == 0 or step == start + 1 or last:
+            if step % LOG_EVERY == 0 or step == 1 or last:
                 row = finalise(mesh_lib.fetch(metrics))
                 skipped = int(state.skipped)
                 row |= {"step": step, "optimizer/skipped_updates": skipped} | timer.metrics()
@@ -92,32 +100,49 @@ def sft(config: SftConfig, folder: str) -> None:
                         "(optimizer.max_skipped_in_row); no parameter was changed by them"
                     )
             if step % config.checkpoint.every == 0 or last:
-                checkpoints.save(step, state, {"stream": stream.state()}, None)
+                checkpoints.save(step, state, {"stream": stream.state(), "weights": weights}, None)
     checkpoints.close()
     for log in logs:
         log.close()
 
 
+def end_token(config: SftConfig, model_config, tokenizer) -> int:
+    """What ends a solution: the extra end token, else the tokenizer's eos_token, else the model's."""
+    named = [*filter(None, config.model.extra_eos_tokens.split(","))]
+    named += filter(None, [tokenizer.named_tokens.get("eos_token")])
+    ids = [tokenizer.special[name] for name in named if name in tokenizer.special]
+    ids += model_config.eos_token_ids
+    if not ids:
+        raise ValueError(f"{config.model.path}: neither model nor tokenizer names an end token")
+    return ids[0]
+
+
 def solved_problems(config: SftConfig, tokenizer):
-    """(source, number left out): problems with a solution whose prompt and solution fit."""
+    """(source, number left out, predicate): problems whose prompt and solution fit."""
     data = config.data
     source = load_source(
         data.source, split=data.split, seed=config.seed, direct_fraction=data.direct_fraction
     )
+
+    def fits(problem) -> bool:
+        solution = len(tokenizer.encode(problem.solution)) + 1  # and the end token
+        prompt = (problem, tokenizer, data.template, data.max_prompt_length)
+        return solution <= config.max_completion_length and prompts_lib.fits(*prompt)
+
     if data.source in PROCEDURAL:
-        return source, 0
+        return source, 0, fits
     without = [p.id for p in source if not p.solution]
     if without:
         raise ValueError(
-            f"data.source: {len(without)} problems of {data.source} have no 'solution', e.g. {without[0]}"
+            f"data.source: {len(without)} problems of {data.source} have no 'solution', "
+            f"e.g. {without[0]}"
         )
-    fitting, _ = prompts_lib.filter_long(source, tokenizer, data.template, data.max_prompt_length)
-    fitting = [
-        p for p in fitting if len(tokenizer.encode(p.solution)) < config.max_completion_length
-    ]
+    fitting = [problem for problem in source if fits(problem)]
     if not fitting:
-        raise ValueError("max_completion_length: every solution is longer")
-    return fitting, len(source) - len(fitting)
+        raise ValueError(
+            "data.max_prompt_length, max_completion_length: no problem with its solution fits"
+        )
+    return fitting, len(source) - len(fitting), lambda problem: True
 
 
 def make_batch(config: SftConfig, tokenizer, problems, end: int) -> dict:
@@ -128,11 +153,6 @@ def make_batch(config: SftConfig, tokenizer, problems, end: int) -> dict:
     mask = np.zeros(tokens.shape, bool)
     for i, problem in enumerate(problems):
         ids = [*tokenizer.encode(problem.solution), end]
-        if len(ids) > config.max_completion_length:
-            raise ValueError(
-                f"max_completion_length: {config.max_completion_length}, but the solution of "
-                f"{problem.id} has {len(ids)} tokens"
-            )
         tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
     weights = np.asarray(loss_weights(mask, "token_mean"))
     return {

@@ -10,8 +10,10 @@ learning_curve.png.
 import dataclasses
 import json
 import os
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
@@ -23,6 +25,7 @@ from jaxrl_reason.data import prompts as prompts_lib
 from jaxrl_reason.data.pipeline import ProblemStream
 from jaxrl_reason.data.tasks import PROCEDURAL, evaluation_problems, load_source
 from jaxrl_reason.experience import Collector, rollout_records
+from jaxrl_reason.masked import merge_metrics
 from jaxrl_reason.metrics import JsonlLog, PhaseTimer, TensorBoardLog, finalise
 from jaxrl_reason.model.decoder import abstract_params, cast_params
 from jaxrl_reason.report import curve
@@ -35,16 +38,26 @@ WARNING_STEPS = 3  # how many first steps are checked for dense terms that outwe
 def train(config: TrainConfig, folder: str) -> None:
     """Run, or continue, a training run in `folder`."""
     recipe = recipes.build(config)
+    first = setup.is_first_process()
+    resolved, defaults = dataclasses.asdict(config), dataclasses.asdict(TrainConfig())
+    workdir.claim(folder, "train", resolved, defaults, write=False)
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh))
-    check_divisible(config, mesh)
     model_config, params, tokenizer = setup.load_model(config.model, mesh)
-    problems, too_long = training_problems(config, tokenizer)
+    check_sizes(config, mesh, model_config)
+    problems, too_long, fits = training_problems(config, tokenizer)
     held_out = evaluation_problems(config.eval)
     decoding = evaluation_lib.Decoding.of(
         config.data, config.eval, config.rollout.max_completion_length, config.seed
     )
 
-    optimizer, schedule = learner.make_optimizer(config.optimizer, config.num_steps)
+    settings = json.loads(json.dumps(dataclasses.asdict(decoding) | {"source": config.eval.source}))
+    settings |= {"split": config.eval.split, "num_problems": len(held_out)}
+    if config.eval.source == config.data.source and config.eval.source not in PROCEDURAL:
+        print(f"warning: eval.source is the training set {config.data.source}", file=sys.stderr)
+
+    optimizer, schedule = learner.make_optimizer(
+        config.optimizer, config.num_steps * config.algorithm.num_iterations
+    )
     shardings = learner.state_shardings(mesh, optimizer, abstract_params(model_config))
     to_rollout_params = learner.rollout_params(model_config, shardings.params)
     update = learner.make_update(
@@ -53,25 +66,26 @@ def train(config: TrainConfig, folder: str) -> None:
         recipe.loss,
         temperature=config.rollout.temperature,
         chunk_tokens=config.learner.chunk_tokens,
-        remat=config.model.remat,
+        remat=config.learner.remat,
         state_sharding=shardings,
-        on_policy=True,  # one update per batch of rollouts
+        on_policy=config.algorithm.num_iterations == 1,
     )
     # a copy: the masters are donated to the first update
     dtype = model_config.dtype
     ref_params = None
     if "logp_ref" in recipe.needs:
-        ref_params = jax.jit(lambda p: cast_params(jax.tree.map(jax.numpy.copy, p), dtype))(params)
+        ref_params = jax.jit(lambda p: cast_params(jax.tree.map(jnp.copy, p), dtype))(params)
 
-    first = setup.is_first_process()
     checkpoints = checkpoint.Checkpoints(
         os.path.join(folder, "checkpoints"), config.checkpoint.keep
     )
     start = checkpoints.latest or 0
-    workdir.claim(folder, "train", dataclasses.asdict(config), start > 0, write=first)
-    stream = ProblemStream(problems, config.rollout.num_prompts, config.seed)
+    workdir.claim(folder, "train", resolved, defaults, write=first)
+    stream = ProblemStream(problems, config.rollout.num_prompts, config.seed, fits)
     weights = checkpoint.fingerprint(setup.model_folder(config.model.path))
     num_tokens = 0
+    if start > config.num_steps:
+        raise ValueError(f"num_steps: {config.num_steps}, but {folder} has {start} steps already")
     if start:
         state, extra = checkpoints.restore(
             start, learner.abstract_state(mesh, optimizer, abstract_params(model_config))
@@ -95,10 +109,10 @@ def train(config: TrainConfig, folder: str) -> None:
         outcomes = JsonlLog(os.path.join(folder, "outcomes.jsonl"), start) if first else None
 
         def evaluate(name: str, step: int) -> dict:
-            """Evaluate the policy as it is now; what eval/<name>.json holds of this step is reused."""
+            """Evaluate the policy as it is now; the same evaluation of this step is not repeated."""
             path = os.path.join(folder, "eval", f"{name}.json")
-            there = os.path.exists(path) and workdir.read_json(path)["step"] == step
-            if mesh_lib.agree(there):
+            of = {"step": step, "weights": weights, "settings": settings}
+            if mesh_lib.agree(os.path.exists(path) and workdir.read_json(path).get("of") == of):
                 return workdir.read_json(path) if first else {}
             result, generations = evaluation_lib.evaluate(
                 model_config,
@@ -109,15 +123,16 @@ def train(config: TrainConfig, folder: str) -> None:
                 pool,
                 mesh,
             )
-            result = evaluation_lib.describe(result, config.eval.source, config.model.path, step)
+            result = evaluation_lib.describe(result, config.eval.source, config.model.path) | {
+                "step": step,
+                "of": of,
+            }
             if first:
                 evaluation_lib.write(path, result, generations)
             return result
 
-        if config.data.source not in PROCEDURAL:
-            console.say(
-                f"{len(problems)} problems; {too_long} left out, their prompts are too long"
-            )
+        if too_long:
+            console.say(f"{too_long} problems left out: their prompts are too long")
         if start:
             console.say(f"continuing {folder} after step {start}")
         else:
@@ -134,18 +149,23 @@ def train(config: TrainConfig, folder: str) -> None:
             )
             with timer("update"):
                 batch = learner.split_micro(experience.batch, config.learner.micro_batch_size)
-                state, update_metrics = update(state, mesh_lib.put_batch(mesh, batch, axis=1))
+                batch = mesh_lib.put_batch(mesh, batch, axis=1)
+                state, update_metrics = update(state, batch)
+                for _ in range(config.algorithm.num_iterations - 1):
+                    state, more = update(state, batch)
+                    update_metrics = merge_metrics(update_metrics, more)
                 update_metrics = mesh_lib.fetch(update_metrics)
             num_tokens += int(experience.rollouts.lengths.sum() + prompts.mask.sum())
 
             row = finalise(experience.metrics | update_metrics)
-            skipped = int(state.skipped)
+            skipped, updates = int(state.skipped), int(state.step)
             row |= {"step": step, "num_tokens": num_tokens, "optimizer/skipped_updates": skipped}
-            row["learning_rate"] = float(schedule(max(step - 1 - skipped, 0)))
+            row["learning_rate"] = float(schedule(max(updates - 1 - skipped, 0)))
+            row["data/prompts_too_long"] = too_long + stream.skipped
             score = row["accuracy"]
-            if config.eval.every:
+            if config.eval_every:
                 score = None
-                if step % config.eval.every == 0 and step < config.num_steps:
+                if step % config.eval_every == 0 and step < config.num_steps:
                     with timer("eval"):
                         score = greedy(evaluate(f"step_{step}", step))
                     row["eval/greedy_pass@1"] = score
@@ -163,7 +183,7 @@ def train(config: TrainConfig, folder: str) -> None:
                     f"updates in a row (optimizer.max_skipped_in_row); no parameter was changed by them"
                 )
             if is_save_step(config, step):
-                if step == config.num_steps and config.eval.every:
+                if step == config.num_steps and config.eval_every:
                     score = greedy(evaluate("after", step))
                 extra = {"stream": stream.state(), "num_tokens": num_tokens, "weights": weights}
                 checkpoints.save(step, state, extra, score)
@@ -173,11 +193,13 @@ def train(config: TrainConfig, folder: str) -> None:
         for log in [*logs, *filter(None, [outcomes])]:
             log.close()
     if first:
-        before = workdir.read_json(os.path.join(folder, "eval", "before.json"))
-        title = (
-            f"{config.algorithm.recipe}: {config.eval.source}, {len(held_out)} held-out problems"
-        )
-        print_table(results_table(title, {"before": before, "after": after}))
+        results = {"before": os.path.join(folder, "eval", "before.json")}
+        results = {k: workdir.read_json(p) for k, p in results.items() if os.path.exists(p)}
+        comparable = {
+            k: r for k, r in results.items() if r.get("of", {}).get("settings") == settings
+        }
+        title = f"{config.algorithm.recipe}: {config.eval.source}, {len(held_out)} problems"
+        print_table(results_table(title, comparable | {"after": after}))
         print(f"learning curve: {curve.draw(folder)}")
 
 
@@ -186,8 +208,14 @@ def greedy(result: dict) -> float:
     return result["metrics"]["greedy_pass@1"] if result else float("nan")
 
 
-def check_divisible(config: TrainConfig, mesh) -> None:
-    """Refuse batch sizes that do not split evenly over the mesh."""
+def check_sizes(config: TrainConfig, mesh, model_config) -> None:
+    """Refuse batch sizes that do not split over the mesh, and lengths the model was not made for."""
+    length = config.data.max_prompt_length + config.rollout.max_completion_length
+    if length > model_config.max_position_embeddings:
+        raise ValueError(
+            f"data.max_prompt_length + rollout.max_completion_length: {length} positions, but "
+            f"{config.model.path} has max_position_embeddings {model_config.max_position_embeddings}"
+        )
     parts = mesh_lib.batch_parts(mesh)
     for key, size in (
         ("rollout.num_prompts", config.rollout.num_prompts),
@@ -200,14 +228,14 @@ def check_divisible(config: TrainConfig, mesh) -> None:
 
 
 def training_problems(config, tokenizer):
-    """(source, number of prompts left out as too long). Procedural prompts are bounded in length."""
+    """(source, number left out as too long, predicate). Lists are filtered at once, streams on the way."""
     data = config.data
-    source = load_source(
-        data.source, split=data.split, seed=config.seed, direct_fraction=data.direct_fraction
-    )
+    source = load_source(data.source, split=data.split, seed=config.seed)
+    limit = (tokenizer, data.template, data.max_prompt_length)
     if data.source in PROCEDURAL:
-        return source, 0
-    return prompts_lib.filter_long(source, tokenizer, data.template, data.max_prompt_length)
+        return source, 0, lambda problem: prompts_lib.fits(problem, *limit)
+    kept, too_long = prompts_lib.filter_long(source, *limit)
+    return kept, too_long, lambda problem: True
 
 
 def open_logs(config: TrainConfig, folder: str, start: int) -> list:
@@ -256,7 +284,7 @@ def warn(console: Console, config: TrainConfig, step: int, row: dict) -> None:
 
 def is_save_step(config: TrainConfig, step: int) -> bool:
     """Every `checkpoint.every` steps, at evaluations, and at the end."""
-    at_evaluation = config.eval.every and step % config.eval.every == 0
+    at_evaluation = config.eval_every and step % config.eval_every == 0
     return bool(step % config.checkpoint.every == 0 or at_evaluation or step == config.num_steps)
 
 

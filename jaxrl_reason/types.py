@@ -11,8 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-Tokens = Int[Array | np.ndarray, "rows T"]
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

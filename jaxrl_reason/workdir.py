@@ -4,7 +4,9 @@ import json
 import os
 
 # Sections and keys that may differ when a run is continued: none changes a result of the steps before
-MAY_CHANGE = ("num_steps", "checkpoint", "log", "verifier", "mesh", "eval", "learner.chunk_tokens")
+MAY_CHANGE = (
+    "num_steps", "eval_every", "checkpoint", "log", "verifier", "mesh", "eval", "learner.chunk_tokens",
+)  # fmt: skip
 
 
 def write_json(path: str, value) -> None:
@@ -22,19 +24,23 @@ def read_json(path: str):
         return json.load(f)
 
 
-def claim(workdir: str, main: str, config: dict, resuming: bool, write: bool = True) -> None:
-    """Write config.json, or check it against the one of the run that is being continued.
+def claim(workdir: str, main: str, config: dict, defaults: dict, write: bool = True) -> None:
+    """Write config.json, or check it against that of the run which is there already.
 
-    Raises ValueError naming every key that differs and may not, with both values.
+    Keys that came after that run was started count with their `defaults`. Raises ValueError naming
+    every key that differs and may not, with both values.
     """
     path = os.path.join(workdir, "config.json")
-    new = {"main": main, "config": json.loads(json.dumps(config))}
-    if resuming and os.path.exists(path):
-        old = read_json(path)
+    new = json.loads(json.dumps(config))
+    if os.path.exists(path):
+        there = read_json(path)
+        if there.get("main") != main:
+            raise ValueError(f"{workdir} holds a run of {there.get('main')!r}, not {main!r}")
+        old = overlay(json.loads(json.dumps(defaults)), there["config"])
         wrong = [
             f"{key}: the run has {a!r}, now {b!r}"
             for key, a, b in differences(old, new)
-            if not _may_change(key.removeprefix("config."), old["config"])
+            if not _may_change(key, old)
         ]
         if wrong:
             raise ValueError(
@@ -42,7 +48,16 @@ def claim(workdir: str, main: str, config: dict, resuming: bool, write: bool = T
                 + "\n  ".join(wrong)
             )
     if write:
-        write_json(path, new)
+        write_json(path, {"main": main, "config": new})
+
+
+def overlay(base: dict, over: dict) -> dict:
+    """`base` with the values of `over`, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = overlay(base[key], value) if inner else value
+    return merged
 
 
 def differences(old, new, prefix: str = "") -> list[tuple]:

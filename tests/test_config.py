@@ -9,6 +9,7 @@ from jaxrl_reason.config import (
     SftConfig,
     TrainConfig,
     from_config_dict,
+    from_run,
     to_config_dict,
 )
 
@@ -58,7 +59,7 @@ def test_a_missing_key_is_named(key):
         ("num_steps", True, "bool", "int"),
         ("rollout.temperature", "hot", "str", "float"),
         ("rollout.temperature", True, "bool", "float"),
-        ("model.remat", 1, "int", "bool"),
+        ("learner.remat", 1, "int", "bool"),
         ("model.path", None, "NoneType", "str"),
         ("algorithm.std_floor", 0.5, "float", "str"),
     ],
@@ -72,6 +73,21 @@ def test_a_wrong_type_is_named(key, value, found, expected):
 def test_a_number_in_the_place_of_a_section_is_refused():
     with pytest.raises(ValueError, match="rollout: expected a section, found 3"):
         changed("rollout", 3)
+
+
+def test_the_share_of_direct_solutions():
+    with pytest.raises(ValueError, match=r"data.direct_fraction: 1.5 .* in \[0, 1\]"):
+        changed("data.direct_fraction", 1.5, SftConfig)
+    raw = dataclasses.asdict(SftConfig())
+    raw["data"] |= {"source": "countdown", "direct_fraction": 0.5}
+    with pytest.raises(ValueError, match="data.direct_fraction: 0.5 is for arithmetic"):
+        from_config_dict(SftConfig, raw)
+
+
+def test_an_older_run_gets_the_defaults_of_newer_keys():
+    raw = dataclasses.asdict(TrainConfig(seed=3))
+    del raw["algorithm"]["num_iterations"]
+    assert from_run(TrainConfig, raw) == TrainConfig(seed=3)
 
 
 def test_whole_numbers_are_fine_as_floats():
@@ -88,7 +104,6 @@ def test_whole_numbers_are_fine_as_floats():
         ("data.template", "alpaca", "'qwen_math'"),
         ("data.answer_format", "last_number", "'boxed'"),
         ("data.max_prompt_length", 0, ">= 1"),
-        ("data.direct_fraction", 1.5, "in [0, 1]"),
         ("rollout.num_generations", 0, ">= 1"),
         ("rollout.temperature", 0.0, "> 0"),
         ("algorithm.recipe", "ppo", "'grpo', 'ispo'"),

@@ -39,7 +39,7 @@ def test_sft_export_evaluate(tmp_path, problem_file):
         )
     )
     assert done.returncode == 0, done.stderr
-    assert "12 problems; 1 left out" in done.stdout
+    assert "1 problems left out as too long, 12 remain" in done.stdout
     log = rows(run_folder)
     assert log[-1]["step"] == 20
     assert log[-1]["nll"] < log[0]["nll"]

@@ -128,6 +128,30 @@ def test_bad_settings_are_refused_by_name(tmp_path, arg, named):
     assert not os.path.exists(tmp_path / "metrics.jsonl")
 
 
+def test_updates_that_are_not_finite_stop_the_run(tmp_path):
+    """A rate of 1e30 leaves parameters whose logits overflow; two skipped updates in a row are enough."""
+    args = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0"]
+    limit = "--config.optimizer.max_skipped_in_row=2"
+    done = run(command("train", str(tmp_path), *SMALL, *args, limit, "--config.num_steps=8"))
+    assert done.returncode != 0
+    assert "optimizer.max_skipped_in_row" in done.stderr
+    assert "update skipped" in done.stderr
+    log = rows(str(tmp_path))
+    assert [r["optimizer/skipped_updates"] for r in log] == [0, 1, 2]
+    assert log[-1]["loss"] is None  # null, not a number that looks like one
+
+
+def test_prompts_that_are_too_long_are_skipped_and_counted(tmp_path):
+    length = "--config.data.max_prompt_length=19"
+    done = run(command("train", str(tmp_path), *SMALL, length, "--config.num_steps=2"))
+    assert done.returncode == 0, done.stderr
+    log = rows(str(tmp_path))
+    assert 0 < log[0]["data/prompts_too_long"] < log[1]["data/prompts_too_long"]
+    assert (
+        len(rows(str(tmp_path), "outcomes.jsonl")[0]["id"]) == 8
+    )  # the batch is full all the same
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """Two processes of one device each, joined by jax.distributed, make the steps of one process."""

@@ -5,6 +5,7 @@ The templates are protocol constants of the papers and their evaluations, kept t
 
 import functools
 import json
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -90,23 +91,24 @@ def left_pad(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.n
 def make_prompts(
     problems: Sequence[Problem], tokenizer: Tokenizer, template: str, length: int, keys=None
 ) -> Prompts:
-    """A batch of prompts padded on the left to `length`; `keys` [P] seed their rollouts (default: 0 …)."""
+    """A batch of prompts padded on the left to `length`; `keys` [P] seed their rollouts (default: of their ids)."""
     rows = [tokenizer.encode(render(template, p.problem, tokenizer)) for p in problems]
     tokens, mask = left_pad(rows, length, tokenizer.pad_token_id)
     if keys is None:
-        keys = np.arange(len(problems))
+        keys = [zlib.crc32(problem.id.encode()) for problem in problems]
     return Prompts(tokens, mask, np.asarray(keys, np.uint32), tuple(problems))
+
+
+def fits(problem: Problem, tokenizer: Tokenizer, template: str, length: int) -> bool:
+    """Whether a problem's prompt has at most `length` tokens."""
+    return len(tokenizer.encode(render(template, problem.problem, tokenizer))) <= length
 
 
 def filter_long(
     problems: Sequence[Problem], tokenizer: Tokenizer, template: str, length: int
 ) -> tuple[list[Problem], int]:
     """The problems whose prompts have at most `length` tokens, and how many have more."""
-    kept = [
-        p
-        for p in problems
-        if len(tokenizer.encode(render(template, p.problem, tokenizer))) <= length
-    ]
+    kept = [p for p in problems if fits(p, tokenizer, template, length)]
     if not kept:
         raise ValueError(
             f"max_prompt_length: all {len(problems)} prompts have more than {length} tokens"

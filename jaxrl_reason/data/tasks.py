@@ -97,6 +97,9 @@ def load_hub(name: str, split: str) -> list[Problem]:
     for i, row in enumerate(rows):
         row = {"id": str(i), **row}
         row.setdefault("problem", row.get("question"))
+        if "####" in str(row.get("answer")):  # GSM8K: the solution, then the answer
+            row.setdefault("solution", row["answer"])
+            row["answer"] = row["answer"].rpartition("####")[2].strip()
         problems.append(problem_from_row(row, f"hf:{name}[{split}] row {i}"))
     return problems
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -17,7 +18,7 @@ from jaxrl_reason.model.decoder import Params, abstract_params
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
 SHARD_BYTES = 5 * 10**9
 FILE_DTYPES = ("F32", "BF16", "F16")  # others are quantized weights, or none
@@ -87,7 +88,7 @@ def save_pretrained(
             shards[-1][name] = tensor
             size += tensor.nbytes
     for name in os.listdir(folder):
-        if name.endswith(".safetensors") or name == "model.safetensors.index.json":
+        if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name):
             os.remove(os.path.join(folder, name))
     if len(shards) == 1:
         _save_tensors(folder, "model.safetensors", shards[0])
@@ -100,6 +101,7 @@ def save_pretrained(
         total = sum(t.nbytes for shard in shards for t in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(folder, "model.safetensors.index.json", index)
+    _write_json(folder, "generation_config.json", _generation_config(config, tokenizer_from))
     param_dtype = str(jax.tree.leaves(params)[0].dtype)
     _write_json(folder, "config.json", model_config.to_hf(config, param_dtype))
 
@@ -214,6 +216,18 @@ def _check_tied(folder, files):
             f"{folder}: tie_word_embeddings is true, yet lm_head.weight differs from "
             "model.embed_tokens.weight"
         )
+
+
+def _generation_config(config: ModelConfig, source: str | None) -> dict:
+    """The source folder's generation settings with this model's end tokens."""
+    settings = {}
+    path = os.path.join(source or "", "generation_config.json")
+    if source and os.path.isfile(path):
+        with open(path, encoding="utf-8") as f:
+            settings = json.load(f)
+    if config.eos_token_ids:
+        settings["eos_token_id"] = list(config.eos_token_ids)
+    return settings
 
 
 def _save_tensors(folder, name, tensors):

@@ -23,6 +23,9 @@ def summary(folder: str) -> dict[str, float]:
         for name in ("before", "after")
     )
     rows = read_rows(os.path.join(folder, "metrics.jsonl"))
+    planned = read_json(os.path.join(folder, "config.json"))["config"]["num_steps"]
+    if rows[-1]["step"] != planned:
+        raise ValueError(f"{folder}: {rows[-1]['step']} of {planned} steps are done")
     end = rows[-LAST:]
 
     def mean(chosen, name):
@@ -58,7 +61,8 @@ def table(folders: list[str]) -> str:
         groups.setdefault(method_of(folder), []).append(folder)
     rows = {}
     for members in groups.values():
-        name = os.path.basename(members[0].rstrip("/")).rpartition("-")[0] or members[0]
+        name = os.path.basename(members[0].rstrip("/")).rpartition("-")[0]
+        name = members[0] if not name or name in rows else name
         rows[name] = [summary(folder) for folder in members]
     columns = list(dict.fromkeys(c for seeds in rows.values() for s in seeds for c in s))
     lines = ["| run | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]

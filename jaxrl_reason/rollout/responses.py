@@ -38,8 +38,11 @@ def read_responses(
             for i, piece in zip(ids, tokenizer.token_bytes(ids), strict=True)
         ]
         text = b"".join(pieces).decode(errors="replace")
-        span = answer_tokens(pieces, answer_format)
-        answer = extract_countdown(text) if kind == "countdown" else extract(text, answer_format)
+        # a Countdown answer in tags beats one in a box
+        tagged = kind == "countdown" and has_format(text, "answer_tag")
+        form = "answer_tag" if tagged else answer_format
+        span = answer_tokens(pieces, form)
+        answer = extract_countdown(text) if kind == "countdown" else extract(text, form)
         thinking = span is not None and any(p.strip() for p in pieces[: span.opening_start])
-        responses.append(Response(text, answer, span, has_format(text, answer_format), thinking))
+        responses.append(Response(text, answer, span, has_format(text, form), thinking))
     return responses

@@ -6,12 +6,14 @@ A prompt's completions therefore do not depend on what else is in the batch, on 
 
 import dataclasses
 import functools
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxrl_reason.model import decoder
 from jaxrl_reason.model.config import ModelConfig
@@ -53,7 +55,7 @@ def sample(
 ) -> Rollouts:
     """Sample `num_generations` completions of every prompt: rows p·G … p·G+G−1 belong to prompt p.
 
-    `prompts` is a Prompts batch, or a list of token-id lists (their keys are then 0, 1, …). `seed` and
+    `prompts` is a Prompts batch, or a list of token-id lists (their keys are then made of their content). `seed` and
     `step` select the random numbers. Lengths are counted in tokens. Returns device arrays; raises
     ValueError naming the argument for impossible values or when the model has no end token.
     """
@@ -68,7 +70,7 @@ def sample(
         if not prompts:
             raise ValueError("prompts: there are none")
         tokens, mask = left_pad(prompts, max(map(len, prompts), default=0), 0)
-        prompts = Prompts(tokens, mask, np.arange(len(prompts), dtype=np.uint32))
+        prompts = Prompts(tokens, mask, _content_keys(prompts))
     cache, first = _prefill(config, params, prompts.tokens, prompts.mask)
     keys = _row_keys(seed, step, prompts.keys, num_generations)
     return _decode(config, sampling, params, prompts.mask, cache, first, keys)
@@ -160,6 +162,11 @@ def _logits(config, params, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
     return jnp.einsum("bd,dv->bv", hidden, head, preferred_element_type=jnp.float32)
 
 
-def gather_prompt_rows(x: Int[Array, "P S"], num_generations: int) -> Int[Array, "B S"]:
-    """Repeat prompt rows so that they stand beside their rollouts."""
-    return np.repeat(np.asarray(x), num_generations, axis=0)
+def _content_keys(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    """A key per prompt that depends on its tokens, and on how often they came before in the batch."""
+    seen, keys = Counter(), []
+    for prompt in prompts:
+        content = np.asarray(prompt, np.int32).tobytes()
+        keys.append(zlib.crc32(content + seen[content].to_bytes(4, "little")))
+        seen[content] += 1
+    return np.asarray(keys, np.uint32)
