@@ -142,7 +142,7 @@ def test_updates_that_are_not_finite_stop_the_run(tmp_path):
 
 
 def test_prompts_that_are_too_long_are_skipped_and_counted(tmp_path):
-    length = "--config.data.max_prompt_length=19"
+    length = "--config.data.max_prompt_length=17"
     done = run(command("train", str(tmp_path), *SMALL, length, "--config.num_steps=2"))
     assert done.returncode == 0, done.stderr
     log = rows(str(tmp_path))

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -127,7 +128,8 @@ def test_prompt_batches(tokenizer):
     problems = [Problem("a", "What is 1 + 1?", "2"), Problem("b", BRACES, "3")]
     prompts = make_prompts(problems, tokenizer, "qwen_boxed", 256)
     assert prompts.tokens.shape == prompts.mask.shape == (2, 256)
-    assert prompts.keys.tolist() == [0, 1] and prompts.keys.dtype == np.uint32
+    assert prompts.keys.tolist() == [zlib.crc32(b"a"), zlib.crc32(b"b")]
+    assert prompts.keys.dtype == np.uint32
     assert prompts.problems == tuple(problems)
     for problem, tokens, mask in zip(problems, prompts.tokens, prompts.mask, strict=True):
         assert mask[-1] and np.all(np.diff(mask.astype(int)) >= 0)
