@@ -6,34 +6,14 @@ follow TRL where it has a name. Sizes are counted in tokens, rollouts or steps a
 """
 
 import dataclasses
-import math
-import types
 import typing
 
 import ml_collections
 
+from jaxrl_reason.validate import at_least, check_seed, one_of, require, typed
 from jaxrl_reason.workdir import overlay
 
 MODEL_DTYPES = ("float32", "bfloat16")
-
-
-def _require(key, value, ok, allowed):
-    if not ok:
-        raise ValueError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
-
-
-def _one_of(key, value, choices):
-    _require(key, value, value in choices, ", ".join(map(repr, choices)))
-
-
-def _check_seed(seed):
-    _require("seed", seed, 0 <= seed < 2**31, "0 to 2**31 - 1")
-
-
-def _at_least(prefix, section, **lows):
-    for name, low in lows.items():
-        value = getattr(section, name)
-        _require(f"{prefix}.{name}".lstrip("."), value, value >= low, f">= {low}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +25,7 @@ class ModelSection:
     extra_eos_tokens: str = ""  # end tokens beside the folder's own, "<|im_end|>" or "<a>,<b>"
 
     def __post_init__(self):
-        _one_of("model.dtype", self.dtype, MODEL_DTYPES)
+        one_of("model.dtype", self.dtype, MODEL_DTYPES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +40,8 @@ class PromptSection:
     def __post_init__(self):
         from jaxrl_reason.data.prompts import CHAT, TEMPLATES
 
-        _one_of("data.template", self.template, (*TEMPLATES, CHAT))
-        _at_least("data", self, max_prompt_length=1)
+        one_of("data.template", self.template, (*TEMPLATES, CHAT))
+        at_least("data", self, max_prompt_length=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +55,7 @@ class DataSection(PromptSection):
         from jaxrl_reason.verify.extract import FORMATS
 
         super().__post_init__()
-        _one_of("data.answer_format", self.answer_format, (AUTO, *FORMATS))
+        one_of("data.answer_format", self.answer_format, (AUTO, *FORMATS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +67,7 @@ class SolutionSection(PromptSection):
     def __post_init__(self):
         super().__post_init__()
         share = self.direct_fraction
-        _require("data.direct_fraction", share, 0 <= share <= 1, "a number in [0, 1]")
+        require("data.direct_fraction", share, 0 <= share <= 1, "a number in [0, 1]")
         if share and self.source != "arithmetic":
             raise ValueError(
                 f"data.direct_fraction: {share} is for arithmetic, not {self.source!r}"
@@ -104,8 +84,8 @@ class RolloutSection:
     temperature: float = 1.0
 
     def __post_init__(self):
-        _at_least("rollout", self, num_prompts=1, num_generations=1, max_completion_length=1)
-        _require("rollout.temperature", self.temperature, self.temperature > 0, "> 0")
+        at_least("rollout", self, num_prompts=1, num_generations=1, max_completion_length=1)
+        require("rollout.temperature", self.temperature, self.temperature > 0, "> 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,17 +110,17 @@ class AlgorithmSection:
         from jaxrl_reason.objectives import surrogate
         from jaxrl_reason.recipes import RECIPES
 
-        _one_of("algorithm.recipe", self.recipe, tuple(RECIPES))
-        _one_of("algorithm.scale_rewards", self.scale_rewards, group.SCALES)
-        _one_of("algorithm.advantage_preset", self.advantage_preset, tuple(group.PRESETS))
-        _one_of("algorithm.loss_type", self.loss_type, surrogate.LOSS_TYPES)
-        _one_of("algorithm.kl_estimator", self.kl_estimator, ("k2", "k3"))
-        _require(
+        one_of("algorithm.recipe", self.recipe, tuple(RECIPES))
+        one_of("algorithm.scale_rewards", self.scale_rewards, group.SCALES)
+        one_of("algorithm.advantage_preset", self.advantage_preset, tuple(group.PRESETS))
+        one_of("algorithm.loss_type", self.loss_type, surrogate.LOSS_TYPES)
+        one_of("algorithm.kl_estimator", self.kl_estimator, ("k2", "k3"))
+        require(
             "algorithm.std_floor", self.std_floor, self.sigma_min is not None, "'outcome' or >= 0"
         )
-        _at_least("algorithm", self, beta=0, num_iterations=1)
-        _require("algorithm.epsilon", self.epsilon, 0 < self.epsilon < 1, "in (0, 1)")
-        _require("algorithm.epsilon_high", self.epsilon_high, self.epsilon_high > 0, "> 0")
+        at_least("algorithm", self, beta=0, num_iterations=1)
+        require("algorithm.epsilon", self.epsilon, 0 < self.epsilon < 1, "in (0, 1)")
+        require("algorithm.epsilon_high", self.epsilon_high, self.epsilon_high > 0, "> 0")
 
     @property
     def sigma_min(self) -> float | str | None:
@@ -172,9 +152,9 @@ class IspoSection:
     def __post_init__(self):
         from jaxrl_reason.rewards.ispo import CRITICAL_VARIANTS
 
-        _one_of("ispo.critical", self.critical, CRITICAL_VARIANTS)
-        _require("ispo.top_fraction", self.top_fraction, 0 < self.top_fraction <= 1, "in (0, 1]")
-        _at_least("ispo", self, drift_threshold=0, entropy_threshold=0)
+        one_of("ispo.critical", self.critical, CRITICAL_VARIANTS)
+        require("ispo.top_fraction", self.top_fraction, 0 < self.top_fraction <= 1, "in (0, 1]")
+        at_least("ispo", self, drift_threshold=0, entropy_threshold=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,16 +173,16 @@ class OptimizerSection:
     max_skipped_in_row: int = 5  # so many non-finite updates in a row stop the run
 
     def __post_init__(self):
-        _one_of("optimizer.schedule", self.schedule, ("constant", "cosine"))
-        _require("optimizer.learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
-        _require("optimizer.max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "> 0")
-        _require("optimizer.eps", self.eps, self.eps > 0, "> 0")
+        one_of("optimizer.schedule", self.schedule, ("constant", "cosine"))
+        require("optimizer.learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
+        require("optimizer.max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "> 0")
+        require("optimizer.eps", self.eps, self.eps > 0, "> 0")
         for name in ("b1", "b2"):
             value = getattr(self, name)
-            _require(f"optimizer.{name}", value, 0 <= value < 1, "in [0, 1)")
+            require(f"optimizer.{name}", value, 0 <= value < 1, "in [0, 1)")
         share = self.final_fraction
-        _require("optimizer.final_fraction", share, 0 <= share <= 1, "in [0, 1]")
-        _at_least("optimizer", self, warmup_steps=0, weight_decay=0, max_skipped_in_row=1)
+        require("optimizer.final_fraction", share, 0 <= share <= 1, "in [0, 1]")
+        at_least("optimizer", self, warmup_steps=0, weight_decay=0, max_skipped_in_row=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +194,7 @@ class LearnerSection:
     remat: bool = False  # recompute layer activations in the backward pass
 
     def __post_init__(self):
-        _at_least("learner", self, micro_batch_size=1, chunk_tokens=1)
+        at_least("learner", self, micro_batch_size=1, chunk_tokens=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +214,7 @@ class CheckpointSection:
     keep: int = 2
 
     def __post_init__(self):
-        _at_least("checkpoint", self, every=1, keep=1)
+        at_least("checkpoint", self, every=1, keep=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,11 +231,11 @@ class EvalSection:
     batch_size: int = 64  # prompts at a time
 
     def __post_init__(self):
-        _at_least("eval", self, num_problems=0, num_generations=0, top_k=0, batch_size=1)
-        _require(
+        at_least("eval", self, num_problems=0, num_generations=0, top_k=0, batch_size=1)
+        require(
             "eval.temperature", self.temperature, self.temperature > 0, "> 0 (greedy is always run)"
         )
-        _require("eval.top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
+        require("eval.top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,8 +246,8 @@ class VerifierSection:
     timeout_s: float = 5.0  # per item; then its worker is killed and replaced
 
     def __post_init__(self):
-        _at_least("verifier", self, num_workers=1)
-        _require("verifier.timeout_s", self.timeout_s, self.timeout_s > 0, "> 0")
+        at_least("verifier", self, num_workers=1)
+        require("verifier.timeout_s", self.timeout_s, self.timeout_s > 0, "> 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +262,7 @@ class LogSection:
     )
 
     def __post_init__(self):
-        _at_least("log", self, rollouts_every=0, rollouts_prompts=1)
+        at_least("log", self, rollouts_every=0, rollouts_prompts=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,10 +293,10 @@ class TrainConfig:
     log: LogSection = LogSection()
 
     def __post_init__(self):
-        _at_least("", self, num_steps=1, eval_every=0)
-        _check_seed(self.seed)
+        at_least("", self, num_steps=1, eval_every=0)
+        check_seed(self.seed)
         rows, micro = self.num_rollouts, self.learner.micro_batch_size
-        _require(
+        require(
             "learner.micro_batch_size", micro, rows % micro == 0, f"a divisor of {rows} rollouts"
         )
 
@@ -346,10 +326,10 @@ class SftConfig:
     log: SftLogSection = SftLogSection()
 
     def __post_init__(self):
-        _at_least("", self, num_steps=1, batch_size=1, max_completion_length=1)
-        _check_seed(self.seed)
+        at_least("", self, num_steps=1, batch_size=1, max_completion_length=1)
+        check_seed(self.seed)
         rows, micro = self.batch_size, self.learner.micro_batch_size
-        _require(
+        require(
             "learner.micro_batch_size", micro, rows % micro == 0, f"a divisor of batch_size {rows}"
         )
 
@@ -371,8 +351,8 @@ class EvaluateConfig:
     verifier: VerifierSection = VerifierSection()
 
     def __post_init__(self):
-        _at_least("", self, max_completion_length=1, max_prompt_length=1)
-        _check_seed(self.seed)
+        at_least("", self, max_completion_length=1, max_prompt_length=1)
+        check_seed(self.seed)
         DataSection(template=self.template, answer_format=self.answer_format)
 
 
@@ -405,22 +385,10 @@ def from_config_dict(cls, raw: ml_collections.ConfigDict | dict, prefix: str = "
                 raise ValueError(f"{prefix}{name}: expected a section, found {value!r}")
             values[name] = from_config_dict(kind, value, f"{prefix}{name}.")
         else:
-            values[name] = _typed(prefix + name, value, kind)
+            values[name] = typed(prefix + name, value, kind)
     return cls(**values)
 
 
 def from_run(cls, raw: dict):
     """The config of an older run: keys that came later have their defaults."""
     return from_config_dict(cls, overlay(dataclasses.asdict(cls()), raw))
-
-
-def _typed(key, value, kind):
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    wrong = isinstance(value, bool) and kind is not bool
-    if wrong or not isinstance(value, kind):
-        name = kind if isinstance(kind, types.UnionType) else kind.__name__
-        raise ValueError(f"{key}: {value!r} is of type {type(value).__name__}, expected {name}")
-    if kind is float and not math.isfinite(value):
-        raise ValueError(f"{key}: {value} is not allowed; allowed: finite numbers")
-    return value

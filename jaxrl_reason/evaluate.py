@@ -9,7 +9,7 @@ Prints a table; writes eval/<source>.json and every generation to eval/<source>.
 import dataclasses
 import os
 
-from absl import app, flags
+from absl import flags
 
 from jaxrl_reason import evaluation, setup, workdir
 from jaxrl_reason import mesh as mesh_lib
@@ -58,5 +58,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    setup.define_flags()
-    app.run(main)
+    setup.run(main, EvaluateConfig)

@@ -39,13 +39,18 @@ class Experience:
 
 
 class Collector:
-    """Makes Experiences with one recipe. `ref_params` is π_0 (None when the recipe does not need it)."""
+    """Makes Experiences with the recipe, model and mesh of a run's parts."""
 
-    def __init__(
-        self, config, model_config, recipe: Recipe, mesh, tokenizer, pool: VerifierPool, ref_params
-    ):
-        self.config, self.model_config, self.recipe = config, model_config, recipe
-        self.mesh, self.tokenizer, self.pool, self.ref_params = mesh, tokenizer, pool, ref_params
+    def __init__(self, config, parts, pool: VerifierPool):
+        self.config, self.pool = config, pool
+        self.model_config, self.mesh, self.tokenizer = (
+            parts.model_config,
+            parts.mesh,
+            parts.tokenizer,
+        )
+        self.recipe, self.ref_params = parts.recipe, parts.ref_params
+        self._to_rollout_params = parts.to_rollout_params
+        model_config, recipe, tokenizer = parts.model_config, parts.recipe, parts.tokenizer
         self._score = jax.jit(
             functools.partial(
                 score,
@@ -59,11 +64,11 @@ class Collector:
         stub = config.ispo.ablated_stub
         self._stub = tokenizer.encode(stub) if stub else None
 
-    def __call__(self, params, rollout_params, prompts: Prompts, step: int, timer) -> Experience:
+    def __call__(self, params, prompts: Prompts, step: int, timer) -> Experience:
         """Sample, verify and score one batch of prompts. `params` are the learner's masters."""
         settings = self.config.rollout
         with timer("rollout"):
-            rollouts = self._sample(rollout_params, prompts, step)
+            rollouts = self._sample(self._to_rollout_params(params), prompts, step)
         with timer("read"):
             problems = [p for p in prompts.problems for _ in range(settings.num_generations)]
             responses = read_responses(

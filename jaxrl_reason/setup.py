@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import os
+import sys
 
 import jax
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxrl_reason import config as config_lib
@@ -18,17 +19,38 @@ from jaxrl_reason.model.decoder import abstract_params
 EMBEDDED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "embedded", "tiny")
 
 
-def define_flags() -> None:
-    """--config and --workdir."""
+def run(main, cls) -> None:
+    """Define --config and --workdir and run a main; `cls` is the config dataclass it reads.
+
+    A misspelt --config key ends in one sentence that names it and the keys there are.
+    """
     config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/ispo.py:model=tiny.")
     flags.DEFINE_string("workdir", None, "Run folder; an interrupted run in it is continued.")
     flags.mark_flags_as_required(["config", "workdir"])
+    known = dataclasses.asdict(cls())
+    for argument in sys.argv[1:]:
+        if argument.startswith("--config."):
+            check_key(argument.removeprefix("--config.").partition("=")[0], known)
+    app.run(main)
+
+
+def check_key(key: str, known: dict) -> None:
+    """Leave with an error when a dotted key is not declared."""
+    section = known
+    for name in key.split("."):
+        if not isinstance(section, dict) or name not in section:
+            there = ", ".join(section) if isinstance(section, dict) else "no more keys"
+            sys.exit(f"error: {key}: unknown config key {name!r}; known here: {there}")
+        section = section[name]
 
 
 def read_config(cls):
-    """The validated config dataclass of --config."""
+    """The validated config dataclass of --config; an error in it ends the program in one sentence."""
     logging.set_verbosity(logging.WARNING)  # orbax logs every save at INFO
-    return config_lib.from_config_dict(cls, flags.FLAGS.config)
+    try:
+        return config_lib.from_config_dict(cls, flags.FLAGS.config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 def model_folder(path: str) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import os
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from jaxrl_reason import checkpoint, learner, setup, workdir
 from jaxrl_reason import mesh as mesh_lib
@@ -170,5 +170,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    setup.define_flags()
-    app.run(main)
+    setup.run(main, SftConfig)

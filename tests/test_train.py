@@ -115,7 +115,8 @@ def test_first_step_of_ispo_is_its_limit_case(tmp_path):
     ("arg", "named"),
     [
         ("--config.model.path=/no/such/folder", "/no/such/folder"),
-        ("--config.algorithm.recipe=ppo", "algorithm.recipe"),
+        ("--config.algorithm.recipe=ppo", "error: algorithm.recipe: 'ppo' is not allowed"),
+        ("--config.rollout.group_size=4", "error: rollout.group_size: unknown config key"),
         ("--config.learner.micro_batch_size=7", "learner.micro_batch_size"),
         ("--config.algorithm.std_floor=-1", "algorithm.std_floor"),
         ("--config.data.source=problems.csv", "problems.csv"),
@@ -141,11 +142,13 @@ def test_updates_that_are_not_finite_stop_the_run(tmp_path):
     assert log[-1]["loss"] is None  # null, not a number that looks like one
 
 
-def test_prompts_that_are_too_long_are_skipped_and_counted(tmp_path):
+def test_two_updates_a_step_and_prompts_that_are_too_long(tmp_path):
     length = "--config.data.max_prompt_length=17"
-    done = run(command("train", str(tmp_path), *SMALL, length, "--config.num_steps=2"))
+    twice = "--config.algorithm.num_iterations=2"
+    done = run(command("train", str(tmp_path), *SMALL, length, twice, "--config.num_steps=2"))
     assert done.returncode == 0, done.stderr
     log = rows(str(tmp_path))
+    assert log[0]["policy/ratio_deviation/max"] > 1e-6  # the second update is off-policy
     assert 0 < log[0]["data/prompts_too_long"] < log[1]["data/prompts_too_long"]
     assert (
         len(rows(str(tmp_path), "outcomes.jsonl")[0]["id"]) == 8

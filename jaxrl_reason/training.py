@@ -1,0 +1,188 @@
+"""What the training loop stands on: the parts of a run, its state, and its held-out evaluation."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_reason import checkpoint, learner, recipes, setup, workdir
+from jaxrl_reason import evaluation as evaluation_lib
+from jaxrl_reason import mesh as mesh_lib
+from jaxrl_reason.config import TrainConfig
+from jaxrl_reason.data import prompts as prompts_lib
+from jaxrl_reason.data.pipeline import ProblemStream
+from jaxrl_reason.data.tasks import PROCEDURAL, Problem, evaluation_problems, load_source
+from jaxrl_reason.data.tokenizer import Tokenizer
+from jaxrl_reason.model import ModelConfig
+from jaxrl_reason.model.decoder import abstract_params, cast_params
+from jaxrl_reason.types import TrainState
+from jaxrl_reason.verify import VerifierPool
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Everything of a run that does not change with its steps, but for the stream of problems."""
+
+    mesh: jax.sharding.Mesh
+    model_config: ModelConfig
+    tokenizer: Tokenizer
+    recipe: recipes.Recipe
+    start_params: Any  # float32, on the mesh; the first update takes them over
+    ref_params: Any  # π_0 in the compute dtype, None when the recipe does not need it
+    weights: str  # fingerprint of the model folder
+    optimizer: optax.GradientTransformation
+    schedule: Callable
+    update: Callable
+    to_rollout_params: Callable
+    stream: ProblemStream
+    too_long: int  # problems left out of a list; those of a stream are counted by it
+    held_out: list[Problem]
+
+
+def build(config: TrainConfig) -> Parts:
+    """Load and check everything a run needs, and build its update."""
+    recipe = recipes.build(config)
+    mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh))
+    model_config, params, tokenizer = setup.load_model(config.model, mesh)
+    check_sizes(config, mesh, model_config)
+    problems, too_long, fits = training_problems(config, tokenizer)
+    held_out = evaluation_problems(config.eval)
+    if config.eval.source == config.data.source and config.eval.source not in PROCEDURAL:
+        print(f"warning: eval.source is the training set {config.data.source}", file=sys.stderr)
+    iterations = config.algorithm.num_iterations
+    optimizer, schedule = learner.make_optimizer(config.optimizer, config.num_steps * iterations)
+    shardings = learner.state_shardings(mesh, optimizer, abstract_params(model_config))
+    update = learner.make_update(
+        model_config,
+        optimizer,
+        recipe.loss,
+        temperature=config.rollout.temperature,
+        chunk_tokens=config.learner.chunk_tokens,
+        remat=config.learner.remat,
+        state_sharding=shardings,
+        on_policy=iterations == 1,
+    )
+    ref_params = None
+    if "logp_ref" in recipe.needs:
+        # a copy: the masters are donated to the first update
+        copy = lambda p: cast_params(jax.tree.map(jnp.copy, p), model_config.dtype)  # noqa: E731
+        ref_params = jax.jit(copy)(params)
+    return Parts(
+        mesh=mesh,
+        model_config=model_config,
+        tokenizer=tokenizer,
+        recipe=recipe,
+        start_params=params,
+        ref_params=ref_params,
+        weights=checkpoint.fingerprint(setup.model_folder(config.model.path)),
+        optimizer=optimizer,
+        schedule=schedule,
+        update=update,
+        to_rollout_params=learner.rollout_params(model_config, shardings.params),
+        stream=ProblemStream(problems, config.rollout.num_prompts, config.seed, fits),
+        too_long=too_long,
+        held_out=held_out,
+    )
+
+
+def restore(
+    config: TrainConfig, folder: str, parts: Parts
+) -> tuple[TrainState, int, int, checkpoint.Checkpoints]:
+    """(state, finished steps, tokens so far, checkpoints) of the run in `folder`, fresh or continued.
+
+    Also moves the stream of problems to where the run stood.
+    """
+    checkpoints = checkpoint.Checkpoints(
+        os.path.join(folder, "checkpoints"), config.checkpoint.keep
+    )
+    start = checkpoints.latest or 0
+    if start > config.num_steps:
+        raise ValueError(f"num_steps: {config.num_steps}, but {folder} has {start} steps already")
+    if not start:
+        state = learner.init_state(parts.mesh, parts.optimizer, parts.start_params)
+        return state, 0, 0, checkpoints
+    jax.tree.map(lambda x: x.delete(), parts.start_params)  # the restored ones take their place
+    template = abstract_params(parts.model_config)
+    state, extra = checkpoints.restore(
+        start, learner.abstract_state(parts.mesh, parts.optimizer, template)
+    )
+    if extra["weights"] != parts.weights:
+        raise ValueError(
+            f"model.path: the weights in {config.model.path} changed since this run began"
+        )
+    parts.stream.restore(extra["stream"])
+    return state, start, extra["num_tokens"], checkpoints
+
+
+class HeldOut:
+    """Evaluates the policy during a run. What eval/ already holds of a step is not computed again."""
+
+    def __init__(self, config: TrainConfig, parts: Parts, pool: VerifierPool, folder: str):
+        self._config, self._parts, self._pool, self._folder = config, parts, pool, folder
+        self._decoding = evaluation_lib.Decoding.of(
+            config.data, config.eval, config.rollout.max_completion_length, config.seed
+        )
+        settings = dataclasses.asdict(self._decoding) | {
+            "source": config.eval.source,
+            "split": config.eval.split,
+            "num_problems": len(parts.held_out),
+        }
+        self._settings = json.loads(json.dumps(settings))
+
+    def __call__(self, name: str, step: int, state: TrainState) -> dict:
+        """The result written to eval/<name>.json; empty on other hosts where it was there already."""
+        parts, first = self._parts, setup.is_first_process()
+        path = os.path.join(self._folder, "eval", f"{name}.json")
+        of = {"step": step, "weights": parts.weights, "settings": self._settings}
+        if mesh_lib.agree(os.path.exists(path) and workdir.read_json(path).get("of") == of):
+            return workdir.read_json(path) if first else {}
+        result, generations = evaluation_lib.evaluate(
+            parts.model_config,
+            parts.to_rollout_params(state.params),
+            parts.tokenizer,
+            parts.held_out,
+            self._decoding,
+            self._pool,
+            parts.mesh,
+        )
+        source, model = self._config.eval.source, self._config.model.path
+        result = evaluation_lib.describe(result, source, model) | {"step": step, "of": of}
+        if first:
+            evaluation_lib.write(path, result, generations)
+        return result
+
+
+def check_sizes(config: TrainConfig, mesh, model_config) -> None:
+    """Refuse batch sizes that do not split over the mesh, and lengths the model was not made for."""
+    length = config.data.max_prompt_length + config.rollout.max_completion_length
+    if length > model_config.max_position_embeddings:
+        raise ValueError(
+            f"data.max_prompt_length + rollout.max_completion_length: {length} positions, but "
+            f"{config.model.path} has max_position_embeddings {model_config.max_position_embeddings}"
+        )
+    parts = mesh_lib.batch_parts(mesh)
+    for key, size in (
+        ("rollout.num_prompts", config.rollout.num_prompts),
+        ("learner.micro_batch_size", config.learner.micro_batch_size),
+    ):
+        if size % parts:
+            raise ValueError(
+                f"{key}: {size} is no multiple of the {parts} parts of the mesh (data x fsdp)"
+            )
+
+
+def training_problems(config, tokenizer):
+    """(source, number left out as too long, predicate). Lists are filtered at once, streams on the way."""
+    data = config.data
+    source = load_source(data.source, split=data.split, seed=config.seed)
+    limit = (tokenizer, data.template, data.max_prompt_length)
+    if data.source in PROCEDURAL:
+        return source, 0, lambda problem: prompts_lib.fits(problem, *limit)
+    kept, too_long = prompts_lib.filter_long(source, *limit)
+    return kept, too_long, lambda problem: True
