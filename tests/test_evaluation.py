@@ -234,13 +234,12 @@ def test_greedy_only():
 
 def test_an_evaluation_on_disk(tmp_path):
     path = str(tmp_path / "eval" / "before.json")
-    result = describe({"metrics": {"greedy_pass@1": 0.5}}, "arithmetic", "tiny", 7)
+    result = describe({"metrics": {"greedy_pass@1": 0.5}}, "arithmetic", "tiny")
     write(path, result, [{"id": "a"}, {"id": "b"}])
     assert read_json(path) == {
         "source": "arithmetic",
         "protocol": "custom",
         "model": "tiny",
-        "step": 7,
         "metrics": {"greedy_pass@1": 0.5},
     }
     lines = (tmp_path / "eval" / "before.generations.jsonl").read_text().splitlines()

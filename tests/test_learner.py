@@ -123,9 +123,9 @@ def rates(num_steps, **settings):
 
 def test_schedules():
     np.testing.assert_allclose(rates(3, learning_rate=0.4), [0.4] * 4, rtol=1e-6)
-    # warm-up over two updates, then constant
+    # warm-up over two updates (the first is not wasted at rate 0), then constant
     np.testing.assert_allclose(
-        rates(4, learning_rate=0.4, warmup_steps=2), [0.0, 0.2, 0.4, 0.4, 0.4], rtol=1e-6
+        rates(4, learning_rate=0.4, warmup_steps=2), [0.2, 0.4, 0.4, 0.4, 0.4], rtol=1e-6
     )
     # cosine from 0.4 to a tenth of it: the middle is (0.4 + 0.04)/2
     np.testing.assert_allclose(
@@ -135,7 +135,7 @@ def test_schedules():
     )
     np.testing.assert_allclose(
         rates(4, learning_rate=0.4, schedule="cosine", warmup_steps=2),
-        [0.0, 0.2, 0.4, 0.2, 0.0],
+        [0.2, 0.4, 0.4, 0.2, 0.0],
         atol=1e-7,
     )
 
