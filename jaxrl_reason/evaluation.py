@@ -7,6 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from jaxrl_reason.workdir import write_json
 
 BOOTSTRAP_SAMPLES = 2000
 MAJORITY_SUBSETS = 64
+COMPARING_THREADS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +228,8 @@ def summarise(records: list[dict], decoding: Decoding, pool: VerifierPool, count
         per_problem[f"avg@{k}"] = [sum(h) / k for h in hits]
         for j in sorted({2**i for i in range(1, k.bit_length()) if 2**i <= k} | {k}):
             per_problem[f"pass@{j}"] = [pass_at_k(k, sum(h), j) for h in hits]
-        classes = [_classes(r, pool) for r in records]
+        with ThreadPoolExecutor(COMPARING_THREADS) as threads:  # each keeps one worker busy
+            classes = list(threads.map(lambda record: _classes(record, pool), records))
         per_problem[f"maj@{k}"] = [
             maj_at_k(c, h, k, decoding.seed) for c, h in zip(classes, hits, strict=True)
         ]
