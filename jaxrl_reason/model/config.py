@@ -123,7 +123,6 @@ def from_hf(raw: dict, where: str = "config.json", **known) -> ModelConfig:
 
 def to_hf(config: ModelConfig, param_dtype: str) -> dict:
     """The dictionary of a `config.json` that transformers (4 and 5) reads as this model."""
-    eos = list(config.eos_token_ids)
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -141,7 +140,7 @@ def to_hf(config: ModelConfig, param_dtype: str) -> dict:
         "max_position_embeddings": config.max_position_embeddings,
         "use_sliding_window": False,
         "attention_dropout": 0.0,
-        "eos_token_id": eos[0] if len(eos) == 1 else (eos or None),
+        "eos_token_id": as_entry(config.eos_token_ids),
         "torch_dtype": param_dtype,
     }
 
@@ -168,3 +167,8 @@ def as_ids(value) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list) else (value,)
+
+
+def as_entry(ids: tuple[int, ...]) -> int | list[int] | None:
+    """The inverse of `as_ids`, in the form that transformers keeps."""
+    return ids[0] if len(ids) == 1 else (list(ids) or None)

@@ -226,7 +226,7 @@ def _generation_config(config: ModelConfig, source: str | None) -> dict:
         with open(path, encoding="utf-8") as f:
             settings = json.load(f)
     if config.eos_token_ids:
-        settings["eos_token_id"] = list(config.eos_token_ids)
+        settings["eos_token_id"] = model_config.as_entry(config.eos_token_ids)
     return settings
 
 
