@@ -51,10 +51,6 @@ def main(argv: list[str]) -> None:
         grpo, ispo = median["grpo"][phase], median["ispo"][phase]
         print(f"{phase.removeprefix('seconds/'):10s} grpo {grpo:7.4f}  ispo {ispo:7.4f}")
     print(f"ispo / grpo: {median['ispo']['step_time'] / median['grpo']['step_time']:.3f}")
-    tokens = statistics.mean(
-        r["completions/mean_length"] / r["seconds/rollout"] for r in results["grpo"]
-    )
-    print(f"rollouts: {tokens:.0f} new tokens/s per rollout of the batch (grpo)")
 
 
 if __name__ == "__main__":
