@@ -9,7 +9,7 @@ Departures: on the embedded model λ1 = 0.1, λ2 = 0.02, because its IFD is 1 to
 the paper's is 0 to 0.4; and `std_floor = "outcome"`: the group's σ is not allowed under the smallest σ that
 a mixed group of outcomes can have. Literally (configs/ispo_literal.py), the z-score divides the dense terms
 of a group whose outcomes all agree by their own spread, so that λ cancels there. On other models this file
-is the paper's.
+is the paper's, but for completions of at most 3072 tokens (with the prompt, Qwen2.5-Math has 4096 positions).
 
     python -m jaxrl_reason.train --config=configs/ispo.py:model=tiny,task=arithmetic --workdir=runs/ispo
 

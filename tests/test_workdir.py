@@ -24,6 +24,7 @@ def test_the_resolved_config_is_written(run):
 
 def test_the_same_config_continues(run):
     workdir.claim(run, "train", as_dict(), as_dict())
+    assert workdir.read_json(run + "/config.json") == {"main": "train", "config": as_dict()}
 
 
 def test_a_changed_key_is_refused_by_name_with_both_values(run):
@@ -51,6 +52,7 @@ def test_a_key_that_came_later_has_its_default_in_the_older_run(run):
     new = as_dict()
     new["rollout"]["new"] = 1
     workdir.claim(run, "train", new, defaults=new)
+    assert workdir.read_json(run + "/config.json")["config"]["rollout"]["new"] == 1
 
 
 @pytest.mark.parametrize(
