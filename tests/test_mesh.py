@@ -21,8 +21,11 @@ def abstract_mesh(**shape):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_every_parameter_matches_exactly_one_rule_and_every_rule_a_parameter(tied):
-    params = abstract_params(dataclasses.replace(CONFIG, tie_word_embeddings=tied))
+@pytest.mark.parametrize("rank", [0, 3])
+def test_every_parameter_matches_exactly_one_rule_and_every_rule_a_parameter(tied, rank):
+    params = abstract_params(
+        dataclasses.replace(CONFIG, tie_word_embeddings=tied, lora_rank=rank, lora_alpha=rank)
+    )
     leaves = jax.tree_util.tree_leaves_with_path(params)
     used = set()
     for path, leaf in leaves:
@@ -32,7 +35,21 @@ def test_every_parameter_matches_exactly_one_rule_and_every_rule_a_parameter(tie
         assert len(mesh_lib.param_spec(name)) <= leaf.ndim, name
         used.update(rules)
     unused = {pattern for pattern, _ in mesh_lib.PARAM_RULES} - used
-    assert unused == ({"lm_head/kernel"} if tied else set())
+    adapters = {pattern for pattern, _ in mesh_lib.PARAM_RULES if "lora" in pattern}
+    assert len(adapters) == 4
+    assert unused == ({"lm_head/kernel"} if tied else set()) | (set() if rank else adapters)
+
+
+def test_an_adapter_is_sharded_like_the_outer_axes_of_its_matrix():
+    config = dataclasses.replace(CONFIG, lora_rank=3, lora_alpha=3)
+    shardings = mesh_lib.param_shardings(abstract_mesh(fsdp=2, tensor=2), abstract_params(config))
+    for module in (
+        *shardings["layers"]["self_attn"].values(),
+        *shardings["layers"]["mlp"].values(),
+    ):
+        _, rows, columns = module["kernel"].spec
+        assert module["lora_a"].spec == P(None, rows, None)
+        assert module["lora_b"].spec == P(None, None, columns)
 
 
 def test_a_parameter_without_a_rule_is_named():

@@ -14,7 +14,9 @@ class ModelConfig:
 
     `dtype` is the compute dtype (parameters may be kept in another). `num_tokens` is the number of ids
     the tokenizer can produce: `vocab_size` rows exist, ids in [num_tokens, vocab_size) are never sampled
-    and carry no probability. `eos_token_ids` end a completion; there may be several.
+    and carry no probability. `eos_token_ids` end a completion; there may be several. With `lora_rank`
+    above 0 every linear layer of the blocks has an adapter of that rank (`model.lora`), whose output is
+    scaled by lora_alpha / lora_rank.
     """
 
     vocab_size: int
@@ -31,6 +33,8 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     num_tokens: int = 0
     dtype: str = "float32"
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -53,6 +57,13 @@ class ModelConfig:
         for token in self.eos_token_ids:
             if not 0 <= token < self.num_tokens:
                 raise ValueError(f"eos_token_id: {token} is not a token id below {self.num_tokens}")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank: {self.lora_rank} is below 0")
+        if self.lora_rank and not 0 < self.lora_alpha < float("inf"):
+            raise ValueError(
+                f"lora_alpha: {self.lora_alpha} is not a finite number above 0, "
+                f"as lora_rank {self.lora_rank} needs"
+            )
 
 
 def from_hf(raw: dict, where: str = "config.json", **known) -> ModelConfig:
@@ -122,7 +133,15 @@ def from_hf(raw: dict, where: str = "config.json", **known) -> ModelConfig:
 
 
 def to_hf(config: ModelConfig, param_dtype: str) -> dict:
-    """The dictionary of a `config.json` that transformers (4 and 5) reads as this model."""
+    """The dictionary of a `config.json` that transformers (4 and 5) reads as this model.
+
+    Raises ValueError when the model has adapters, which no `config.json` can describe.
+    """
+    if config.lora_rank:
+        raise ValueError(
+            f"lora_rank: {config.lora_rank}; a config.json describes rank 0 only: merge the adapters "
+            "or save them alone (model.lora)"
+        )
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",

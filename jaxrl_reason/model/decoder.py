@@ -6,6 +6,7 @@ scanned. Matrices are stored [in, out]. Modules never leave this file: `forward_
 """
 
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,32 @@ Params = dict  # nested dictionary of arrays
 
 
 class Linear(nnx.Module):
-    """y = x·kernel (+ bias); `stack` prepends the layer axis to every parameter."""
+    """y = x·kernel (+ bias) (+ alpha/r · (x·lora_a)·lora_b); `stack` prepends the layer axis to all.
 
-    def __init__(self, stack, d_in, d_out, *, bias=False, rngs):
+    `lora` is (r, alpha). At the start lora_a is uniform in ±1/√d_in, as in PEFT, and lora_b zero.
+    """
+
+    def __init__(self, stack, d_in, d_out, *, bias=False, lora=(0, 0.0), rngs):
         self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (*stack, d_in, d_out)))
         if bias:
             self.bias = nnx.Param(jnp.zeros((*stack, d_out)))
+        rank, alpha = lora
+        if rank:
+            bound = d_in**-0.5
+            self.lora_a = nnx.Param(
+                jax.random.uniform(rngs.lora(), (*stack, d_in, rank), minval=-bound, maxval=bound)
+            )
+            self.lora_b = nnx.Param(jnp.zeros((*stack, rank, d_out)))
+            self.lora_scale = alpha / rank
 
     def __call__(self, x):
         y = x @ self.kernel[...].astype(x.dtype)
-        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+        if hasattr(self, "bias"):
+            y = y + self.bias[...].astype(x.dtype)
+        if hasattr(self, "lora_scale"):
+            low = x @ self.lora_a[...].astype(x.dtype)
+            y = y + self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))
+        return y
 
 
 class RMSNorm(nnx.Module):
@@ -49,10 +66,11 @@ class Attention(nnx.Module):
 
     def __init__(self, c: ModelConfig, stack, rngs):
         q_size, kv_size = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.q_proj = Linear(stack, c.hidden_size, q_size, bias=True, rngs=rngs)
-        self.k_proj = Linear(stack, c.hidden_size, kv_size, bias=True, rngs=rngs)
-        self.v_proj = Linear(stack, c.hidden_size, kv_size, bias=True, rngs=rngs)
-        self.o_proj = Linear(stack, q_size, c.hidden_size, rngs=rngs)
+        shared = {"lora": (c.lora_rank, c.lora_alpha), "rngs": rngs}
+        self.q_proj = Linear(stack, c.hidden_size, q_size, bias=True, **shared)
+        self.k_proj = Linear(stack, c.hidden_size, kv_size, bias=True, **shared)
+        self.v_proj = Linear(stack, c.hidden_size, kv_size, bias=True, **shared)
+        self.o_proj = Linear(stack, q_size, c.hidden_size, **shared)
         self.head_dim = c.head_dim
 
     def __call__(self, x, rotary, attend):
@@ -68,9 +86,10 @@ class MLP(nnx.Module):
     """SwiGLU."""
 
     def __init__(self, c: ModelConfig, stack, rngs):
-        self.gate_proj = Linear(stack, c.hidden_size, c.intermediate_size, rngs=rngs)
-        self.up_proj = Linear(stack, c.hidden_size, c.intermediate_size, rngs=rngs)
-        self.down_proj = Linear(stack, c.intermediate_size, c.hidden_size, rngs=rngs)
+        shared = {"lora": (c.lora_rank, c.lora_alpha), "rngs": rngs}
+        self.gate_proj = Linear(stack, c.hidden_size, c.intermediate_size, **shared)
+        self.up_proj = Linear(stack, c.hidden_size, c.intermediate_size, **shared)
+        self.down_proj = Linear(stack, c.intermediate_size, c.hidden_size, **shared)
 
     def __call__(self, x):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -127,8 +146,12 @@ def abstract_params(config: ModelConfig) -> Params:
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
-    """Random float32 parameters: normal(0, 0.02) matrices, zero biases, unit norms."""
-    return nnx.to_pure_dict(nnx.split(Decoder(config, nnx.Rngs(seed)))[1])
+    """Random float32 parameters: normal(0, 0.02) matrices, zero biases, unit norms, adapters as `Linear`.
+
+    Adapters draw from keys of their own: the other parameters are the same at every rank.
+    """
+    adapter_key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"lora"))
+    return nnx.to_pure_dict(nnx.split(Decoder(config, nnx.Rngs(seed, lora=adapter_key)))[1])
 
 
 def cast_params(params: Params, dtype) -> Params:

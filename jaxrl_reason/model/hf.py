@@ -91,19 +91,19 @@ def save_pretrained(
         if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name):
             os.remove(os.path.join(folder, name))
     if len(shards) == 1:
-        _save_tensors(folder, "model.safetensors", shards[0])
+        save_tensors(folder, "model.safetensors", shards[0])
     else:
         weight_map = {}
         for i, shard in enumerate(shards):
             name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-            _save_tensors(folder, name, shard)
+            save_tensors(folder, name, shard)
             weight_map |= dict.fromkeys(shard, name)
         total = sum(t.nbytes for shard in shards for t in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder, "model.safetensors.index.json", index)
-    _write_json(folder, "generation_config.json", _generation_config(config, tokenizer_from))
+        write_json(folder, "model.safetensors.index.json", index)
+    write_json(folder, "generation_config.json", _generation_config(config, tokenizer_from))
     param_dtype = str(jax.tree.leaves(params)[0].dtype)
-    _write_json(folder, "config.json", model_config.to_hf(config, param_dtype))
+    write_json(folder, "config.json", model_config.to_hf(config, param_dtype))
 
 
 def tokenizer_size(folder: str) -> int:
@@ -230,14 +230,16 @@ def _generation_config(config: ModelConfig, source: str | None) -> dict:
     return settings
 
 
-def _save_tensors(folder, name, tensors):
+def save_tensors(folder, name, tensors):
+    """A safetensors file, complete or absent."""
     path = os.path.join(folder, name)
     save_file(tensors, path + ".tmp", metadata={"format": "pt"})
     os.chmod(path + ".tmp", 0o644)  # safetensors makes it readable by its owner alone
     os.replace(path + ".tmp", path)
 
 
-def _write_json(folder, name, value):
+def write_json(folder, name, value):
+    """A JSON file, complete or absent."""
     path = os.path.join(folder, name)
     with open(path + ".tmp", "w", encoding="utf-8") as f:
         json.dump(value, f, indent=2)
