@@ -35,13 +35,14 @@ def masked_std(
     return jnp.where(count > ddof, jnp.sqrt(variance), 0.0)
 
 
-def ceil_fraction(count: Int[Array, " B"], fraction: float) -> Int[Array, " B"]:
+def ceil_fraction(count: Int[Array, "..."], fraction: float) -> Int[Array, "..."]:
     """⌈fraction·count⌉ in integers: in float32 ⌈0.15·100⌉ would be 16."""
     exact = Fraction(str(fraction)).limit_denominator(10_000)
     if fraction > 0:
         exact = max(exact, Fraction(1, 10_000))  # not rounded to 0: of some tokens at least one
     top, bottom = jnp.int32(exact.numerator), jnp.int32(exact.denominator)
-    return (count * top + bottom - jnp.int32(1)) // bottom
+    whole, rest = count // bottom, count % bottom  # count·top could overflow for a whole batch
+    return whole * top + (rest * top + bottom - jnp.int32(1)) // bottom
 
 
 def top_mask(

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxrl_reason import masked
+
 SCALES = ("std", "none")
 # Whose arithmetic: (ddof, eps)
 PRESETS = {"verl": (1, 1e-6), "trl": (1, 1e-4), "dr_grpo_repo": (1, 1e-8), "numpy": (0, 1e-8)}
@@ -67,6 +69,31 @@ def group_advantages(
         sigma = jnp.where(stats.flat, 1.0, jnp.maximum(stats.std, sigma_min))
         advantage = advantage / (sigma + eps)
     return jnp.where(stats.flat, 0.0, advantage).reshape(-1)
+
+
+def leave_one_out_advantages(
+    reward: Float[Array, " B"], num_generations: int
+) -> Float[Array, " B"]:
+    """RLOO (Ahmadian et al. 2024): Â_i = R_i − mean of the other G − 1 rewards = (R_i − μ)·G/(G − 1).
+
+    A group of one, or of equal rewards, has advantage exactly 0.
+    """
+    centred = group_advantages(reward, num_generations, scale="none")
+    return centred * (num_generations / max(num_generations - 1, 1))
+
+
+def zscore(x: Float[Array, "P N"], valid: Bool[Array, "P N"]) -> Float[Array, "P N"]:
+    """(x − μ)/σ of each row over its valid entries (ddof 1, no eps), 0 elsewhere.
+
+    A row of fewer than two valid entries, or with σ under the residue floor, is exactly 0.
+    """
+    x = jnp.where(valid, x, 0.0)
+    mean = masked.masked_mean(x, valid, axis=1)[:, None]
+    centred = jnp.where(valid, x - mean, 0.0)
+    std = masked.masked_std(x, valid, axis=1)[:, None]
+    floor = RESIDUE * jnp.maximum(1.0, jnp.max(jnp.abs(x), axis=1, keepdims=True))
+    flat = std < floor
+    return jnp.where(flat, 0.0, centred / jnp.where(flat, 1.0, std))
 
 
 def resolve_std_floor(std_floor: float | str, num_generations: int, ddof: int = 1) -> float:

@@ -5,7 +5,9 @@ d is clamped to ±20.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+from jaxrl_reason import masked
 
 ESTIMATORS = ("k1", "k2", "k3")
 CLAMP = 20.0
@@ -33,3 +35,15 @@ def in_loss(
             "kl_estimator: k1 in the loss has a gradient of expectation 0; use k2 or k3 (k1 as a metric)"
         )
     return estimate(estimator, logp, logp_ref)
+
+
+def in_reward(
+    estimator: str,
+    logp: Float[Array, "B T"],
+    logp_ref: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+) -> Float[Array, " B"]:
+    """Σ_t of an estimator over each response: what a reward penalty multiplies. 0 for an empty row."""
+    mask = mask.astype(bool)
+    values = estimate(estimator, jnp.where(mask, logp, 0.0), jnp.where(mask, logp_ref, 0.0))
+    return masked.masked_sum(values, mask, axis=-1)

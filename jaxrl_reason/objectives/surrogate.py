@@ -6,6 +6,7 @@ A reduction is a weight per token, computed once over the whole optimiser batch:
 so that micro-batches simply add up and gradient accumulation cannot change the gradient.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -14,6 +15,7 @@ from jaxrl_reason import masked
 from jaxrl_reason.objectives import divergence
 
 LOSS_TYPES = ("sequence_mean", "token_mean", "constant")
+IMPORTANCE_LEVELS = ("token", "sequence")
 LOG_RATIO_CLAMP = 20.0
 
 Metrics = dict  # name -> (sum, count)
@@ -56,14 +58,24 @@ def policy_loss(
     beta: float = 0.0,
     logp_ref: Float[Array, "B T"] | None = None,
     kl_estimator: str = "k3",
+    importance_sampling_level: str = "token",
+    delta: float = 0.0,
+    entropy: Float[Array, "B T"] | None = None,
+    entropy_coef: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Clipped surrogate, to be minimised, and its metrics as (sum, count) pairs.
 
-    Gradient flows through `logp` alone (the caller passes the others as numbers). `advantages` are [B]
-    or [B,T]. `weights` from `loss_weights` over the whole optimiser batch replace those of this
-    micro-batch. The clip range is [1 − epsilon, 1 + epsilon_high], epsilon_high defaulting to epsilon;
-    the log-ratio is clamped to ±20. `beta` > 0 adds β·KL(π‖π_0) per token with the given estimator.
-    An empty mask gives loss 0 with gradient 0.
+    Gradient flows through `logp` (and `entropy`) alone; the caller passes the others as numbers.
+    `advantages` are [B] or [B,T]. `weights` from `loss_weights` over the whole optimiser batch replace
+    those of this micro-batch. The clip range is [1 − epsilon, 1 + epsilon_high], epsilon_high defaulting
+    to epsilon; the log-ratio is clamped to ±20. An empty mask gives loss 0 with gradient 0.
+
+    - `importance_sampling_level` "sequence" (GSPO, Zheng et al. 2025, arXiv:2507.18071): the ratio of a
+      row is s = exp(mean_t log-ratio), in the token form s·π/sg(π), whose value is s at every token, so
+      that advantages may differ per token.
+    - `delta` > 0 (dual clip, Ye et al. 2020): where Â < 0 the loss is at most −delta·Â. 0: off.
+    - `beta` > 0 adds β·KL(π‖π_0) per token with the given estimator.
+    - `entropy_coef` > 0 subtracts that times the policy's `entropy` per token, with the same weights.
     """
     mask = mask.astype(bool)
     if weights is None:
@@ -72,18 +84,23 @@ def policy_loss(
         advantages = advantages[:, None]
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
     # where before any arithmetic: NaN under the mask must not reach the gradient
-    log_ratio = jnp.where(mask, logp, 0.0) - jnp.where(mask, logp_old, 0.0)
-    ratio = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP))
+    logp, logp_old = jnp.where(mask, logp, 0.0), jnp.where(mask, logp_old, 0.0)
+    ratio = importance_ratio(logp, logp_old, mask, importance_sampling_level)
     advantages = jnp.where(mask, advantages, 0.0)
     clipped = jnp.clip(ratio, 1.0 - epsilon, 1.0 + epsilon_high)
     per_token = -jnp.minimum(ratio * advantages, clipped * advantages)
+    if delta:
+        bounded = jnp.minimum(per_token, -delta * advantages)
+        per_token = jnp.where(advantages < 0, bounded, per_token)
     if beta:
         if logp_ref is None:
             raise ValueError("beta: the KL term needs logp_ref")
-        kl = divergence.in_loss(
-            kl_estimator, jnp.where(mask, logp, 0.0), jnp.where(mask, logp_ref, 0.0)
-        )
+        kl = divergence.in_loss(kl_estimator, logp, jnp.where(mask, logp_ref, 0.0))
         per_token = per_token + beta * kl
+    if entropy_coef:
+        if entropy is None:
+            raise ValueError("entropy_coef: the bonus needs entropy")
+        per_token = per_token - entropy_coef * jnp.where(mask, entropy, 0.0)
     loss = jnp.sum(weights * per_token)
     low = (ratio < 1.0 - epsilon) & (advantages < 0)
     high = (ratio > 1.0 + epsilon_high) & (advantages > 0)
@@ -95,6 +112,42 @@ def policy_loss(
         "policy/ratio_deviation/mean": (masked.masked_sum(jnp.abs(ratio - 1.0), mask), tokens),
         "policy/ratio_deviation/max": jnp.max(jnp.where(mask, jnp.abs(ratio - 1.0), 0.0)),
     }
+    if delta:
+        dual = (ratio > delta) & (advantages < 0)
+        metrics["clip_ratio/dual_mean"] = (masked.masked_sum(dual, mask), tokens)
     if beta:
         metrics["kl"] = (masked.masked_sum(kl, mask), tokens)
     return loss, metrics
+
+
+def importance_ratio(
+    logp: Float[Array, "B T"],
+    logp_old: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    level: str = "token",
+) -> Float[Array, "B T"]:
+    """ρ_t = π_θ/π_old per token, or per sequence in GSPO's token form; 1 where masked."""
+    if level not in IMPORTANCE_LEVELS:
+        raise ValueError(f"importance_sampling_level: {level!r} is not one of {IMPORTANCE_LEVELS}")
+    log_ratio = jnp.where(mask, logp - logp_old, 0.0)
+    if level == "sequence":
+        mean = masked.masked_mean(log_ratio, mask, axis=-1)[:, None]
+        log_ratio = jax.lax.stop_gradient(mean) + logp - jax.lax.stop_gradient(logp)
+        log_ratio = jnp.where(mask, log_ratio, 0.0)
+    return jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP))
+
+
+def truncated_importance(
+    logp_old: Float[Array, "B T"],
+    logp_sampler: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    cap: float,
+) -> Float[Array, "B T"]:
+    """Truncated importance sampling: min(π_old/π_sampler, cap), a factor of each token's advantage.
+
+    Corrects for a sampler whose numbers differ from the learner's (Yao et al. 2025). A positive factor
+    of the advantage is one of the whole clipped surrogate. 0 where masked.
+    """
+    log_ratio = jnp.where(mask, logp_old - logp_sampler, 0.0)
+    ratio = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP))
+    return jnp.where(mask, jnp.minimum(ratio, cap), 0.0)
