@@ -5,6 +5,7 @@ for Qwen2.5. `task` is arithmetic, countdown, hf:…, or the path of a .jsonl fi
 """
 
 from jaxrl_reason import config as config_lib
+from jaxrl_reason.recipes import RECIPES
 
 DEFAULTS = {"model": "tiny", "task": "arithmetic"}
 ARITHMETIC_PROMPT = 24  # tokens; the longest prompt of the task has 22
@@ -23,10 +24,13 @@ def parse(arg: str | None) -> dict[str, str]:
     return values
 
 
-def train(arg: str | None):
-    """ConfigDict of the RL trainer for a model and a task."""
+def train(arg: str | None, recipe: str):
+    """ConfigDict of the RL trainer for a model, a task and a recipe: the same budget for every recipe."""
     values = parse(arg)
     config = config_lib.to_config_dict(config_lib.TrainConfig())
+    config.algorithm.recipe = recipe
+    config.algorithm.update(dict(RECIPES[recipe].fixed))
+    config.num_steps = 500
     config.model.path = values["model"]
     config.data.source = values["task"]
     procedural = values["task"] in ("arithmetic", "countdown")
@@ -54,4 +58,12 @@ def train(arg: str | None):
         config.rollout.max_completion_length = 128
     elif values["task"] == "countdown":
         config.data.max_prompt_length = 96
+    if values["model"] == "tiny":
+        config.num_steps = 60
+        config.optimizer.learning_rate = 1e-4
+        config.optimizer.warmup_steps = 5
+        config.optimizer.weight_decay = 0.0
+        config.learner.micro_batch_size = 256
+        config.learner.chunk_tokens = 16384
+        config.eval.batch_size = 128
     return config

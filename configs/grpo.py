@@ -11,11 +11,8 @@ Expect on the embedded model what configs/ispo.py says; the README has both side
     python -m jaxrl_reason.train --config=configs/grpo.py:model=tiny,task=arithmetic --workdir=runs/grpo
 """
 
-from configs import common, ispo
+from configs import common
 
 
 def get_config(arg=None):
-    config = common.train(arg)
-    config.algorithm.recipe = "grpo"
-    ispo.set_budget(config)
-    return config
+    return common.train(arg, "grpo")

@@ -8,11 +8,8 @@ Paper: Chen et al. 2026 (arXiv:2606.08815), Eq. 2–8, appendix A.2.
         --workdir=runs/ispo_literal
 """
 
-from configs import common, ispo
+from configs import common
 
 
 def get_config(arg=None):
-    config = common.train(arg)
-    config.algorithm.recipe = "ispo"
-    ispo.set_budget(config)
-    return config
+    return common.train(arg, "ispo")

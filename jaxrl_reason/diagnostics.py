@@ -6,7 +6,7 @@ Figure and table numbers are those of arXiv:2606.08815. Means over nothing have 
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxrl_reason import masked
 from jaxrl_reason.advantages import group
@@ -23,33 +23,54 @@ def mean_pair(x: Array, where=None) -> tuple:
     return masked.masked_sum(x, where), jnp.sum(where.astype(jnp.float32))
 
 
-def rollout_metrics(signals: Signals, reward: Float[Array, " B"], num_generations: int) -> dict:
-    """TRL's metrics of rewards and completions, and accuracy, format, thinking."""
-    lengths = jnp.sum(signals.mask.astype(jnp.float32), axis=-1)
-    stats = group.group_stats(reward.reshape(-1, num_generations))
-    gap = jnp.abs(signals.logp - signals.logp_sampler)
+def completion_metrics(
+    lengths: Int[Array, " B"],
+    truncated: Bool[Array, " B"],
+    correct: Float[Array, " B"],
+    has_format: Bool[Array, " B"],
+    thinking: Bool[Array, " B"],
+    num_generations: int,
+) -> dict:
+    """Outcomes and lengths of sampled completions, and groups whose outcomes agree (Fig. 4 left)."""
+    lengths = jnp.asarray(lengths, jnp.float32)
+    outcome = jnp.asarray(correct).reshape(-1, num_generations)
+    all_correct, all_wrong = jnp.all(outcome > 0.5, axis=1), jnp.all(outcome < 0.5, axis=1)
     return {
-        "reward": mean_pair(reward),
-        "reward_std": mean_pair(jnp.where(stats.flat, 0.0, stats.std)),
-        "frac_reward_zero_std": mean_pair(stats.flat),
-        "accuracy": mean_pair(signals.correct),
-        "format_rate": mean_pair(signals.has_format),
-        "thinking_rate": mean_pair(signals.thinking),
+        "accuracy": mean_pair(correct),
+        "format_rate": mean_pair(has_format),
+        "thinking_rate": mean_pair(thinking),
         "completions/mean_length": mean_pair(lengths),
         "completions/min_length": jnp.min(lengths),
         "completions/max_length": jnp.max(lengths),
-        "completions/mean_terminated_length": mean_pair(lengths, ~signals.truncated),
-        "completions/clipped_ratio": mean_pair(signals.truncated),
+        "completions/mean_terminated_length": mean_pair(lengths, ~jnp.asarray(truncated)),
+        "completions/clipped_ratio": mean_pair(truncated),
+        "zero_advantage/outcome": mean_pair(all_correct | all_wrong),
+        "zero_advantage/all_correct": mean_pair(all_correct),
+        "zero_advantage/all_wrong": mean_pair(all_wrong),
+    }
+
+
+def reward_metrics(signals: Signals, reward: Float[Array, " B"], num_generations: int) -> dict:
+    """TRL's metrics of the rewards that are trained on; entropy, and the sampler's distance."""
+    present = signals.present
+    stats = group.group_stats(reward.reshape(-1, num_generations))
+    filled = present.reshape(-1, num_generations).any(axis=1)[:, None]
+    gap = jnp.abs(signals.logp - signals.logp_sampler)
+    return {
+        "reward": mean_pair(reward, present),
+        "reward_std": mean_pair(jnp.where(stats.flat, 0.0, stats.std), filled),
+        "frac_reward_zero_std": mean_pair(stats.flat, filled),
         "entropy": mean_pair(signals.entropy, signals.mask),
         "sampling/sampling_logp_difference/mean": mean_pair(gap, signals.mask),
         "sampling/sampling_logp_difference/max": jnp.max(jnp.where(signals.mask, gap, 0.0)),
     }
 
 
-def group_metrics(signals: Signals, advantages: Float[Array, "B T"], num_generations: int) -> dict:
-    """Zero-advantage accounting (Table 3, Fig. 4 left): by outcome, split, and what is still useful."""
-    outcome = signals.correct.reshape(-1, num_generations)
-    all_correct, all_wrong = jnp.all(outcome > 0.5, axis=1), jnp.all(outcome < 0.5, axis=1)
+def advantage_metrics(
+    signals: Signals, advantages: Float[Array, "B T"], num_generations: int
+) -> dict:
+    """Which rollouts carry gradient (Table 3), and the share of Σ|Â| in groups whose outcomes agree."""
+    all_correct, all_wrong = outcome_groups(signals, num_generations)
     size = jnp.abs(jnp.where(signals.mask, advantages, 0.0))
     per_rollout = jnp.max(size, axis=-1)
     # tokens weigh as in sequence_mean: a group's share of Σ|Â| over its rollouts
@@ -59,14 +80,20 @@ def group_metrics(signals: Signals, advantages: Float[Array, "B T"], num_generat
     total = jnp.sum(weight)
     share = lambda chosen: (masked.masked_sum(weight, chosen), total)  # noqa: E731
     return {
-        "zero_advantage/outcome": mean_pair(all_correct | all_wrong),
-        "zero_advantage/all_correct": mean_pair(all_correct),
-        "zero_advantage/all_wrong": mean_pair(all_wrong),
-        "useful_rollouts": mean_pair(per_rollout > 0),
+        "useful_rollouts": mean_pair(per_rollout > 0, signals.present),
         "ispo/same_outcome_advantage_share": share(all_correct | all_wrong),
         "ispo/same_outcome_advantage_share/all_correct": share(all_correct),
         "ispo/same_outcome_advantage_share/all_wrong": share(all_wrong),
     }
+
+
+def outcome_groups(
+    signals: Signals, num_generations: int
+) -> tuple[Bool[Array, " P"], Bool[Array, " P"]]:
+    """Groups that are all correct, and all wrong; a blank group is neither."""
+    outcome = signals.correct.reshape(-1, num_generations)
+    filled = signals.present.reshape(-1, num_generations).any(axis=1)
+    return jnp.all(outcome > 0.5, axis=1) & filled, jnp.all(outcome < 0.5, axis=1) & filled
 
 
 def token_metrics(signals: Signals, terms: dict, section) -> dict:
@@ -101,8 +128,8 @@ def ifd_metrics(signals: Signals, num_generations: int) -> dict:
     )
     answered = jnp.any(signals.answer_mask, axis=-1)
     right = signals.correct > 0.5
-    outcome = signals.correct.reshape(-1, num_generations)
-    same = jnp.all(outcome > 0.5, axis=1) | jnp.all(outcome < 0.5, axis=1)
+    all_correct, all_wrong = outcome_groups(signals, num_generations)
+    same = all_correct | all_wrong
     within = group.group_stats(ifd.reshape(-1, num_generations)).std[:, 0]
     edges = jnp.asarray(IFD_EDGES, jnp.float32)
     bins = jnp.searchsorted(edges, ifd)  # 0: below the first edge … len: above the last
@@ -132,7 +159,9 @@ def composite_metrics(
     grouped = lambda x: x.reshape(-1, num_generations)  # noqa: E731
     outcome, total = grouped(signals.correct), grouped(reward)
     right = outcome > 0.5
-    same = jnp.all(right, axis=1) | jnp.all(~right, axis=1)
+    all_correct, all_wrong = outcome_groups(signals, num_generations)
+    same = all_correct | all_wrong
+    filled = signals.present.reshape(-1, num_generations).any(axis=1)
     lowest_right = jnp.min(jnp.where(right, total, jnp.inf), axis=1)
     highest_wrong = jnp.max(jnp.where(right, -jnp.inf, total), axis=1)
     dense = group.group_stats(grouped(reward - signals.correct)).std[:, 0]
@@ -143,10 +172,12 @@ def composite_metrics(
     cross = jnp.sum(deviation(ifd) * deviation(token) * sign, axis=1) / degrees
     l1, l2 = section.lambda1, section.lambda2
     return {
-        "ispo/ifd_term": mean_pair(l1 * (2.0 * signals.correct - 1.0) * terms["ifd"]),
-        "ispo/token_term": mean_pair(l2 * terms["token"]),
-        "ispo/order_violations": mean_pair(highest_wrong >= lowest_right, ~same),
-        "ispo/dense_to_outcome": mean_pair(dense * math.sqrt(num_generations)),
+        "ispo/ifd_term": mean_pair(
+            l1 * (2.0 * signals.correct - 1.0) * terms["ifd"], signals.present
+        ),
+        "ispo/token_term": mean_pair(l2 * terms["token"], signals.present),
+        "ispo/order_violations": mean_pair(highest_wrong >= lowest_right, filled & ~same),
+        "ispo/dense_to_outcome": mean_pair(dense * math.sqrt(num_generations), filled),
         "ispo/variance/total": mean_pair(jnp.sum(deviation(total) ** 2, axis=1) / degrees, same),
         "ispo/variance/ifd": mean_pair(
             l1**2 * jnp.sum(deviation(ifd) ** 2, axis=1) / degrees, same

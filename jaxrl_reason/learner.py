@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrl_reason import mesh as mesh_lib
 from jaxrl_reason.masked import merge_metrics
-from jaxrl_reason.model import decoder
+from jaxrl_reason.model import decoder, lora
 from jaxrl_reason.model.config import ModelConfig
 from jaxrl_reason.signals.score import score
 from jaxrl_reason.types import TrainState
@@ -81,12 +82,13 @@ def make_update(
     state_sharding: TrainState,
     on_policy: bool = False,
 ) -> Callable:
-    """`update(state, batch) -> (state, metrics)`, jitted, `state` donated.
+    """`update(state, batch, frozen={}) -> (state, metrics)`, jitted, `state` donated.
 
-    `batch` holds prompt_tokens, prompt_mask, tokens, mask and what `loss_fn(logp, batch)` reads, each
-    of shape [micro-batches, rows, …]; loss_fn returns Σ w·loss with weights normalised over the whole
-    batch, so the sum over micro-batches is the gradient of the whole. A non-finite loss or gradient
-    leaves parameters and optimiser as they were and is counted. Metrics are (sum, count) pairs.
+    `batch` holds prompt_tokens, prompt_mask, tokens, mask and what `loss_fn(logp, entropy, batch)` reads,
+    each of shape [micro-batches, rows, …]; loss_fn returns Σ w·loss with weights normalised over the whole
+    batch, so the sum over micro-batches is the gradient of the whole. `frozen` are parameters beside
+    the trained ones (LoRA's base). A non-finite loss or gradient leaves parameters and optimiser as
+    they were and is counted. Metrics are (sum, count) pairs.
 
     `on_policy`: this is the one update of its batch, so π_old is π_θ and the ratio is exactly 1. Then
     log π_old is the update's own log-prob, without gradient: the scoring pass computes the same numbers
@@ -97,20 +99,28 @@ def make_update(
         score, config, temperature=temperature, chunk_tokens=chunk_tokens, remat=remat
     )
 
-    def loss_of(params, micro):
+    def loss_of(params, micro, frozen):
         logp, entropy = scorer(
-            params, micro["prompt_tokens"], micro["prompt_mask"], micro["tokens"], micro["mask"]
+            lora.combine(frozen, params),
+            micro["prompt_tokens"],
+            micro["prompt_mask"],
+            micro["tokens"],
+            micro["mask"],
         )
         if not on_policy:
-            return loss_fn(logp, micro)
+            return loss_fn(logp, entropy, micro)
         old = jax.lax.stop_gradient(logp)
-        loss, metrics = loss_fn(logp, micro | {"logp_old": old})
+        loss, metrics = loss_fn(logp, entropy, micro | {"logp_old": old})
         gap = jnp.where(micro["mask"], jnp.abs(old - micro["logp_old"]), 0.0)
         return loss, metrics | {"policy/rescoring_gap/max": jnp.max(gap)}
 
-    def update(state: TrainState, batch: dict):
+    def update(state: TrainState, batch: dict, frozen: dict | None = None):
+        frozen = {} if frozen is None else frozen
+
         def accumulate(total, micro):
-            (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, micro)
+            (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(
+                state.params, micro, frozen
+            )
             loss_sum, metric_sums, grad_sums = total
             grads = jax.tree.map(jnp.add, grad_sums, grads)
             return (loss_sum + loss, merge_metrics(metric_sums, metrics), grads), None
@@ -118,7 +128,7 @@ def make_update(
         first = jax.tree.map(lambda x: x[0], batch)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(lambda m: (*loss_of(state.params, m), state.params), first),
+            jax.eval_shape(lambda m: (*loss_of(state.params, m, frozen), state.params), first),
         )
         (loss, metrics, grads), _ = jax.lax.scan(accumulate, zeros, batch)
         norm = optax.global_norm(grads)
@@ -145,10 +155,25 @@ def split_micro(batch: dict, micro_batch_size: int) -> dict:
     return {k: v.reshape(-1, micro_batch_size, *v.shape[1:]) for k, v in batch.items()}
 
 
+def mini_batches(batch: dict, count: int) -> list[dict]:
+    """[B, …] arrays as `count` batches of B / count adjacent rows, one for each optimiser step."""
+    parts = {name: np.split(values, count) for name, values in batch.items()}
+    return [{name: values[i] for name, values in parts.items()} for i in range(count)]
+
+
 def rollout_params(config: ModelConfig, shardings) -> Callable:
     """Parameters in the compute dtype for sampling and scoring; the masters themselves in float32."""
     if config.dtype == "float32":
         return lambda params: params
-    return jax.jit(
+    cast = jax.jit(
         lambda params: decoder.cast_params(params, config.dtype), out_shardings=shardings
     )
+
+    def to_compute_dtype(params):
+        base, adapters = lora.split(params)
+        if not adapters:
+            return cast(params)
+        # the frozen base has the compute dtype already; a copy of it would double its memory
+        return lora.combine(base, decoder.cast_params(adapters, config.dtype))
+
+    return to_compute_dtype

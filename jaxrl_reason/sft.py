@@ -44,7 +44,7 @@ def sft(config: SftConfig, folder: str) -> None:
     update = learner.make_update(
         model_config,
         optimizer,
-        lambda logp, batch: nll_loss(logp, batch["mask"], batch["weights"]),
+        lambda logp, entropy, batch: nll_loss(logp, batch["mask"], batch["weights"]),
         temperature=1.0,
         chunk_tokens=config.learner.chunk_tokens,
         remat=config.learner.remat,

@@ -17,7 +17,6 @@ from absl import flags
 from jaxrl_reason import diagnostics, learner, setup, workdir
 from jaxrl_reason import mesh as mesh_lib
 from jaxrl_reason.config import TrainConfig
-from jaxrl_reason.data import prompts as prompts_lib
 from jaxrl_reason.experience import Collector, rollout_records
 from jaxrl_reason.masked import merge_metrics
 from jaxrl_reason.metrics import JsonlLog, PhaseTimer, TensorBoardLog, finalise
@@ -55,20 +54,10 @@ def train(config: TrainConfig, folder: str) -> None:
 
         for step in range(start + 1, config.num_steps + 1):
             timer = PhaseTimer()
-            drawn, keys = next(parts.stream)
-            prompts = prompts_lib.make_prompts(
-                drawn, parts.tokenizer, config.data.template, config.data.max_prompt_length, keys
-            )
-            experience = collect(state.params, prompts, step, timer)
+            experience = collect(state.params, step, timer)
             with timer("update"):
-                batch = learner.split_micro(experience.batch, config.learner.micro_batch_size)
-                batch = mesh_lib.put_batch(parts.mesh, batch, axis=1)
-                state, update_metrics = parts.update(state, batch)
-                for _ in range(config.algorithm.num_iterations - 1):
-                    state, more = parts.update(state, batch)
-                    update_metrics = merge_metrics(update_metrics, more)
-                update_metrics = mesh_lib.fetch(update_metrics)
-            num_tokens += int(experience.rollouts.lengths.sum() + prompts.mask.sum())
+                state, update_metrics = optimise(config, parts, state, experience.batch)
+            num_tokens += experience.gathered.num_tokens
 
             row = finalise(experience.metrics | update_metrics) | counters(parts, state)
             row |= {"step": step, "num_tokens": num_tokens}
@@ -83,8 +72,8 @@ def train(config: TrainConfig, folder: str) -> None:
             for log in logs:
                 log.write(row)
             if first:
-                outcomes.write(outcome_row(step, drawn, experience))
-                write_rollouts(folder, config, experience, prompts, step, parts.tokenizer)
+                outcomes.write(outcome_row(step, experience))
+                write_rollouts(folder, config, experience, step, parts.tokenizer)
             console.step(step, row)
             warn(console, config, step, row)
             stop_if_broken(config, step, state)
@@ -98,6 +87,22 @@ def train(config: TrainConfig, folder: str) -> None:
             log.close()
     if first:
         show_results(config, folder, parts, after)
+
+
+def optimise(config: TrainConfig, parts, state, batch: dict):
+    """(state, metrics on the host) after all optimiser steps on one batch of rollouts."""
+    algorithm = config.algorithm
+    placed = [
+        mesh_lib.put_batch(
+            parts.mesh, learner.split_micro(part, config.learner.micro_batch_size), axis=1
+        )
+        for part in learner.mini_batches(batch, algorithm.num_mini_batches)
+    ]
+    metrics = None
+    for part in placed * algorithm.num_iterations:
+        state, own = parts.update(state, part, parts.frozen)
+        metrics = own if metrics is None else merge_metrics(metrics, own)
+    return state, mesh_lib.fetch(metrics)
 
 
 def greedy(result: dict) -> float:
@@ -145,17 +150,18 @@ def open_logs(config: TrainConfig, folder: str, start: int) -> list:
     return logs
 
 
-def outcome_row(step: int, problems, experience) -> dict:
-    """Which problems were drawn and how many of each one's rollouts were right (ISPO's Fig. 6)."""
-    correct = experience.signals.correct.reshape(len(problems), -1).sum(axis=1)
+def outcome_row(step: int, experience) -> dict:
+    """Which problems were sampled, how many of their rollouts were right, and which were trained on."""
+    sampled = experience.gathered.sampled
     return {
         "step": step,
-        "id": [p.id for p in problems],
-        "num_correct": correct.astype(int).tolist(),
+        "id": [p.id for p in sampled.problems],
+        "num_correct": sampled.num_correct.tolist(),
+        "kept": experience.gathered.kept,
     }
 
 
-def write_rollouts(folder, config, experience, prompts, step, tokenizer) -> None:
+def write_rollouts(folder, config, experience, step, tokenizer) -> None:
     """Now and then a sample of rollouts with per-token signals, rollouts/step_N.jsonl."""
     every = config.log.rollouts_every
     if not every or (step % every and step != 1):
@@ -163,7 +169,7 @@ def write_rollouts(folder, config, experience, prompts, step, tokenizer) -> None
     path = os.path.join(folder, "rollouts", f"step_{step}.jsonl")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as f:
-        for record in rollout_records(experience, prompts, tokenizer, config.log.rollouts_prompts):
+        for record in rollout_records(experience, tokenizer, config.log.rollouts_prompts):
             f.write(json.dumps({"step": step} | record, ensure_ascii=False) + "\n")
 
 
@@ -175,6 +181,12 @@ def warn(console: Console, config: TrainConfig, step: int, row: dict) -> None:
         )
         if advice:
             console.warn(f"step {step}: {advice}")
+    wanted = config.rollout.num_prompts
+    if row["sampling/kept_prompts"] < wanted:
+        console.warn(
+            f"step {step}: {row['sampling/kept_prompts']} of {wanted} groups after "
+            f"{row['sampling/generated_prompts']} prompts (algorithm.max_resample); the rest is blank"
+        )
     if not np.isfinite(row["loss"]) or not np.isfinite(row["grad_norm"]):
         console.warn(
             f"step {step}: loss {row['loss']}, gradient {row['grad_norm']}: update skipped"

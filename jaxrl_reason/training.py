@@ -19,7 +19,7 @@ from jaxrl_reason.data import prompts as prompts_lib
 from jaxrl_reason.data.pipeline import ProblemStream
 from jaxrl_reason.data.tasks import PROCEDURAL, Problem, evaluation_problems, load_source
 from jaxrl_reason.data.tokenizer import Tokenizer
-from jaxrl_reason.model import ModelConfig
+from jaxrl_reason.model import ModelConfig, lora
 from jaxrl_reason.model.decoder import abstract_params, cast_params
 from jaxrl_reason.types import TrainState
 from jaxrl_reason.verify import VerifierPool
@@ -33,7 +33,8 @@ class Parts:
     model_config: ModelConfig
     tokenizer: Tokenizer
     recipe: recipes.Recipe
-    start_params: Any  # float32, on the mesh; the first update takes them over
+    start_params: Any  # what is trained, float32, on the mesh; the first update takes them over
+    frozen: Any  # LoRA's base in the compute dtype; {} without LoRA
     ref_params: Any  # π_0 in the compute dtype, None when the recipe does not need it
     weights: str  # fingerprint of the model folder
     optimizer: optax.GradientTransformation
@@ -44,20 +45,28 @@ class Parts:
     too_long: int  # problems left out of a list; those of a stream are counted by it
     held_out: list[Problem]
 
+    def whole(self, trained):
+        """All parameters of the policy, from the trained ones."""
+        return lora.combine(self.frozen, trained)
+
 
 def build(config: TrainConfig) -> Parts:
     """Load and check everything a run needs, and build its update."""
     recipe = recipes.build(config)
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh))
-    model_config, params, tokenizer = setup.load_model(config.model, mesh)
+    model_config, params, tokenizer = setup.load_model(
+        config.model, mesh, masters=not config.lora.rank
+    )
     check_sizes(config, mesh, model_config)
     problems, too_long, fits = training_problems(config, tokenizer)
+    check_problems(config, recipe, problems)
     held_out = evaluation_problems(config.eval)
     if config.eval.source == config.data.source and config.eval.source not in PROCEDURAL:
         print(f"warning: eval.source is the training set {config.data.source}", file=sys.stderr)
-    iterations = config.algorithm.num_iterations
-    optimizer, schedule = learner.make_optimizer(config.optimizer, config.num_steps * iterations)
-    shardings = learner.state_shardings(mesh, optimizer, abstract_params(model_config))
+    model_config, trained, frozen = add_adapters(config, mesh, model_config, params)
+    updates = config.num_steps * config.algorithm.updates_per_step
+    optimizer, schedule = learner.make_optimizer(config.optimizer, updates)
+    shardings = learner.state_shardings(mesh, optimizer, trained_template(config, model_config))
     update = learner.make_update(
         model_config,
         optimizer,
@@ -66,25 +75,28 @@ def build(config: TrainConfig) -> Parts:
         chunk_tokens=config.learner.chunk_tokens,
         remat=config.learner.remat,
         state_sharding=shardings,
-        on_policy=iterations == 1,
+        on_policy=config.algorithm.updates_per_step == 1,
     )
     ref_params = None
     if "logp_ref" in recipe.needs:
-        # a copy: the masters are donated to the first update
+        # adapters off is π_0 already; otherwise a copy: the masters are donated to the first update
         copy = lambda p: cast_params(jax.tree.map(jnp.copy, p), model_config.dtype)  # noqa: E731
-        ref_params = jax.jit(copy)(params)
+        ref_params = frozen or jax.jit(copy)(params)
     return Parts(
         mesh=mesh,
         model_config=model_config,
         tokenizer=tokenizer,
         recipe=recipe,
-        start_params=params,
+        start_params=trained,
+        frozen=frozen,
         ref_params=ref_params,
         weights=checkpoint.fingerprint(setup.model_folder(config.model.path)),
         optimizer=optimizer,
         schedule=schedule,
         update=update,
-        to_rollout_params=learner.rollout_params(model_config, shardings.params),
+        to_rollout_params=learner.rollout_params(
+            model_config, mesh_lib.param_shardings(mesh, abstract_params(model_config))
+        ),
         stream=ProblemStream(problems, config.rollout.num_prompts, config.seed, fits),
         too_long=too_long,
         held_out=held_out,
@@ -108,7 +120,7 @@ def restore(
         state = learner.init_state(parts.mesh, parts.optimizer, parts.start_params)
         return state, 0, 0, checkpoints
     jax.tree.map(lambda x: x.delete(), parts.start_params)  # the restored ones take their place
-    template = abstract_params(parts.model_config)
+    template = trained_template(config, parts.model_config)
     state, extra = checkpoints.restore(
         start, learner.abstract_state(parts.mesh, parts.optimizer, template)
     )
@@ -144,7 +156,7 @@ class HeldOut:
             return workdir.read_json(path) if first else {}
         result, generations = evaluation_lib.evaluate(
             parts.model_config,
-            parts.to_rollout_params(state.params),
+            parts.to_rollout_params(parts.whole(state.params)),
             parts.tokenizer,
             parts.held_out,
             self._decoding,
@@ -156,6 +168,41 @@ class HeldOut:
         if first:
             evaluation_lib.write(path, result, generations)
         return result
+
+
+def add_adapters(config: TrainConfig, mesh, model_config, params):
+    """(model config, trained parameters, frozen parameters): everything is trained, or with LoRA the
+    new adapters alone, beside the base in the compute dtype."""
+    if not config.lora.rank:
+        return model_config, params, {}
+    model_config = dataclasses.replace(
+        model_config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha
+    )
+    make = jax.jit(
+        lambda: lora.init_adapters(model_config, config.seed),
+        out_shardings=mesh_lib.param_shardings(mesh, lora.abstract_adapters(model_config)),
+    )
+    return model_config, make(), params
+
+
+def trained_template(config: TrainConfig, model_config):
+    """Shapes of the trained parameters."""
+    make = lora.abstract_adapters if config.lora.rank else abstract_params
+    return make(model_config)
+
+
+def check_problems(config: TrainConfig, recipe: recipes.Recipe, problems) -> None:
+    """Refuse problems that lack what the recipe reads: hints, or a reference answer in words."""
+    if recipe.sampling == "hints" and isinstance(problems, list):
+        if not any(problem.hints for problem in problems):
+            raise ValueError(f"data.source: no problem of {config.data.source} has 'hints'")
+    elif recipe.sampling == "hints" and config.data.source != "arithmetic":
+        raise ValueError(f"data.source: problems of {config.data.source!r} have no hints")
+    if "gold_logp" in recipe.needs and problems[0].kind != "math":
+        raise ValueError(
+            f"data.source: recipe {config.algorithm.recipe!r} needs a reference answer, and a problem "
+            f"of kind {problems[0].kind!r} has none"
+        )
 
 
 def check_sizes(config: TrainConfig, mesh, model_config) -> None:

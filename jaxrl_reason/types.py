@@ -43,8 +43,10 @@ class Signals:
 
     `logp`, `entropy`: the policy that sampled, rescored by the learner. `logp_ref`: the frozen start
     policy. `answer_logp`, `answer_logp_ablated` [B,K]: log-probs of the answer tokens with and without
-    the thinking before them, `answer_mask` [B,K] (no answer: an empty row). Fields a recipe does not
-    need are None.
+    the thinking before them, `answer_mask` [B,K] (no answer: an empty row). `prompt_logp` [P,S]: the
+    prompts' own tokens, `prompt_mask` where they have one. `gold_logp` [B,N+1]: log-prob of the reference
+    answer after 0 … `num_steps` steps of the thinking, `step_of_token` the step of each token (from 0).
+    Fields a recipe does not need are None. A row without tokens is a blank: resampling could not fill it.
     """
 
     mask: Bool[Array, "B T"]
@@ -59,6 +61,16 @@ class Signals:
     answer_logp: Float[Array, "B K"] | None = None
     answer_logp_ablated: Float[Array, "B K"] | None = None
     answer_mask: Bool[Array, "B K"] | None = None
+    prompt_logp: Float[Array, "P S"] | None = None
+    prompt_mask: Bool[Array, "P S"] | None = None
+    gold_logp: Float[Array, "B N1"] | None = None
+    num_steps: Int[Array, " B"] | None = None
+    step_of_token: Int[Array, "B T"] | None = None
+
+    @property
+    def present(self) -> Bool[Array, " B"]:
+        """Rows that stand for a rollout."""
+        return self.mask.any(axis=-1)
 
 
 @jax.tree_util.register_dataclass

@@ -72,6 +72,10 @@ def differences(old, new, prefix: str = "") -> list[tuple]:
 
 
 def _may_change(key: str, old: dict) -> bool:
-    if key == "num_steps" and old["optimizer"]["schedule"] != "constant":
-        return False  # the rate of the steps already done depends on it
+    if (
+        key == "num_steps"
+    ):  # may have decided the rate of the steps done, or PREPO's choice of prompts
+        prepo = old.get("algorithm", {}).get("recipe") == "prepo"
+        if old["optimizer"]["schedule"] != "constant" or prepo:
+            return False
     return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)

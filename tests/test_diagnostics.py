@@ -42,7 +42,12 @@ def test_rollout_metrics():
     )
     # rewards: flat 1; ±: σ of (0, 2) is √2; flat 0; (1, 0) is √½
     reward = jnp.array([1.0, 1.0, 0.0, 2.0, 0.0, 0.0, 1.0, 0.0])
-    row = finalise(diagnostics.rollout_metrics(signals, reward, 2))
+    lengths = signals.mask.sum(axis=1)
+    own = (signals.truncated, signals.correct, signals.has_format, signals.thinking)
+    row = finalise(
+        diagnostics.completion_metrics(lengths, *own, 2)
+        | diagnostics.reward_metrics(signals, reward, 2)
+    )
     assert row["reward"] == 5 / 8
     np.testing.assert_allclose(row["reward_std"], (2**0.5 + 0.5**0.5) / 4, rtol=1e-6)
     assert row["frac_reward_zero_std"] == 0.5
@@ -54,14 +59,30 @@ def test_rollout_metrics():
     assert row["entropy"] == 0.25
     assert row["sampling/sampling_logp_difference/mean"] == 0.5 / 16
     assert row["sampling/sampling_logp_difference/max"] == 0.5
+    assert row["zero_advantage/outcome"] == 0.5
+    assert row["zero_advantage/all_correct"] == 0.25
+    assert row["zero_advantage/all_wrong"] == 0.25
+
+
+def test_blank_rows_count_nowhere():
+    """The last two groups are blank: what is left over is the metrics of the first two."""
+    mask = MASK & (jnp.arange(8) < 4)[:, None]
+    advantages = jnp.where(mask, 1.0, 0.0)
+    reward = jnp.array([1.0, 1.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0])
+    blank = make_signals(mask=mask, correct=CORRECT.at[4:].set(0.0))
+    got = diagnostics.reward_metrics(blank, reward, 2)
+    got |= diagnostics.advantage_metrics(blank, advantages, 2)
+    row = finalise(got)
+    assert row["reward"] == 1.0
+    assert row["frac_reward_zero_std"] == 0.5
+    assert row["useful_rollouts"] == 1.0
+    assert got["ispo/same_outcome_advantage_share/all_wrong"][0] == 2.0  # of group 1 alone
+    assert row["ispo/same_outcome_advantage_share"] == 1.0
 
 
 def test_zero_advantage_accounting():
     advantages = jnp.array([0.0, 0.0, 0.5, -0.5, 1.0, -1.0, -1.0, 1.0])[:, None] * jnp.ones((1, 3))
-    row = finalise(diagnostics.group_metrics(make_signals(), advantages, 2))
-    assert row["zero_advantage/outcome"] == 0.5
-    assert row["zero_advantage/all_correct"] == 0.25
-    assert row["zero_advantage/all_wrong"] == 0.25
+    row = finalise(diagnostics.advantage_metrics(make_signals(), advantages, 2))
     assert row["useful_rollouts"] == 6 / 8
     # Σ|Â| of the groups: 0, 1, 2, 2
     assert row["ispo/same_outcome_advantage_share"] == 1 / 5
@@ -71,13 +92,13 @@ def test_zero_advantage_accounting():
 
 def test_a_rollout_counts_by_its_mean_token_however_long_it_is():
     advantages = jnp.where(MASK, 1.0, jnp.nan)
-    row = finalise(diagnostics.group_metrics(make_signals(), advantages, 2))
+    row = finalise(diagnostics.advantage_metrics(make_signals(), advantages, 2))
     assert row["ispo/same_outcome_advantage_share"] == 0.5
     assert row["useful_rollouts"] == 1.0
 
 
 def test_the_share_of_nothing_is_no_number():
-    row = finalise(diagnostics.group_metrics(make_signals(), jnp.zeros((8, 3)), 2))
+    row = finalise(diagnostics.advantage_metrics(make_signals(), jnp.zeros((8, 3)), 2))
     assert np.isnan(row["ispo/same_outcome_advantage_share"])
     assert row["useful_rollouts"] == 0
 

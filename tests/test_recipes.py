@@ -20,13 +20,17 @@ from jaxrl_reason.types import Signals
 pytestmark = pytest.mark.usefixtures("strict_jax")
 
 GROUP, LENGTH = 4, 10
-OPTIONAL = ("logp_ref", "answer_logp", "answer_logp_ablated", "answer_mask")
+OPTIONAL = (
+    "logp_ref", "answer_logp", "answer_logp_ablated", "answer_mask", "prompt_logp", "prompt_mask",
+    "gold_logp", "num_steps", "step_of_token",
+)  # fmt: skip
 
 
 def make_config(recipe="ispo", ispo=None, **algorithm):
+    settings = recipes.RECIPES[recipe].fixed | algorithm
     return TrainConfig(
         rollout=RolloutSection(2, GROUP, LENGTH),
-        algorithm=AlgorithmSection(recipe=recipe, **algorithm),
+        algorithm=AlgorithmSection(recipe=recipe, **settings),
         ispo=ispo or IspoSection(),
         learner=LearnerSection(micro_batch_size=8),
     )
@@ -38,6 +42,9 @@ def make_signals(garbage=0.0, **fields):
     lengths = rng.integers(4, LENGTH + 1, 8)
     mask = np.arange(LENGTH) < lengths[:, None]
     answer_mask = np.arange(3) < np.array([1, 2, 3, 0, 1, 1, 2, 3])[:, None]
+    prompt_mask = np.arange(6) >= np.array([1, 3])[:, None]
+    num_steps = np.array([1, 2, 3, 1, 2, 2, 3, 1])
+    steps = np.arange(4) <= num_steps[:, None]
     draw = lambda m, low, high: jnp.where(m, rng.uniform(low, high, m.shape), garbage)  # noqa: E731
     values = {
         "mask": jnp.asarray(mask),
@@ -52,6 +59,11 @@ def make_signals(garbage=0.0, **fields):
         "answer_logp": draw(answer_mask, -1, 0),
         "answer_logp_ablated": draw(answer_mask, -3, 0),
         "answer_mask": jnp.asarray(answer_mask),
+        "prompt_logp": draw(prompt_mask, -3, 0),
+        "prompt_mask": jnp.asarray(prompt_mask),
+        "gold_logp": draw(steps, -5, 0),
+        "num_steps": jnp.asarray(num_steps),
+        "step_of_token": jnp.asarray(np.minimum(np.arange(LENGTH) // 3, num_steps[:, None] - 1)),
     }
     return Signals(**values | fields)
 
@@ -74,15 +86,15 @@ def test_what_the_recipes_need():
 
 def test_a_need_that_nothing_produces_is_refused(monkeypatch):
     config = make_config("grpo")
-    greedy = dataclasses.replace(recipes.build(config), needs=frozenset({"value"}))
-    monkeypatch.setitem(recipes.RECIPES, "grpo", lambda config: greedy)
+    greedy = dataclasses.replace(recipes.RECIPES["grpo"], needs=frozenset({"value"}))
+    monkeypatch.setitem(recipes.RECIPES, "grpo", greedy)
     with pytest.raises(ValueError, match=r"'grpo' needs \['value'\].*logp_ref"):
         recipes.build(config)
 
 
 def test_grpo_by_hand():
     signals = make_signals(**dict.fromkeys(OPTIONAL))
-    reward, terms, advantages, weights, metrics = run(make_config("grpo"), signals)
+    reward, terms, advantages, learn, metrics = run(make_config("grpo"), signals)
     np.testing.assert_array_equal(reward, signals.correct)
     assert terms == {}
     # 1, 0, 1, 0: mean 1/2, σ = √(4·0.25/3) = 0.57735; the second group is flat
@@ -91,7 +103,7 @@ def test_grpo_by_hand():
         advantages, np.where(signals.mask, expected[:, None], 0.0), rtol=1e-5
     )
     mask = np.asarray(signals.mask)
-    np.testing.assert_allclose(weights, mask / mask.sum(axis=1, keepdims=True) / 8, rtol=1e-6)
+    np.testing.assert_allclose(learn["weights"], mask / mask.sum(axis=1, keepdims=True) / 8, rtol=1e-6)
     assert not any(name.startswith("ispo/ifd") for name in metrics)
 
 
@@ -162,8 +174,8 @@ def test_every_switch_of_the_section_reaches_the_reward(settings, changes):
     signals = make_signals()
     base = IspoSection(top_fraction=0.6, entropy_threshold=1.0)
     other = dataclasses.replace(base, **settings)
-    reward, _ = recipes.ispo_reward(signals, base)
-    changed, _ = recipes.ispo_reward(signals, other)
+    reward, _ = recipes.ispo_reward(signals, make_config(ispo=base))
+    changed, _ = recipes.ispo_reward(signals, make_config(ispo=other))
     assert bool(jnp.any(reward != changed)) == changes
 
 
@@ -183,7 +195,7 @@ def test_the_advantage_follows_the_config():
 )
 def test_the_reduction_follows_the_config(loss_type, weight):
     signals = make_signals()
-    weights = run(make_config("grpo", loss_type=loss_type), signals)[3]
+    weights = run(make_config("grpo", loss_type=loss_type), signals)[3]["weights"]
     np.testing.assert_allclose(
         weights.sum(), 1.0 if weight is None else weight * int(signals.mask.sum()), rtol=1e-5
     )
@@ -198,14 +210,14 @@ def test_the_loss_follows_the_config():
     batch = {
         "logp_old": -jnp.log(2 * one),
         "advantages": one,
-        "mask": one.astype(bool),
+        "loss_mask": one.astype(bool),
         "weights": one,
         "logp_ref": -one,
     }
     loss = recipes.build(config).loss
-    np.testing.assert_allclose(loss(0 * one, batch)[0], -1.3 + 0.5 * np.exp(-1), rtol=1e-5)
+    np.testing.assert_allclose(loss(0 * one, one, batch)[0], -1.3 + 0.5 * np.exp(-1), rtol=1e-5)
     k2 = recipes.build(make_config("grpo", beta=0.5, kl_estimator="k2", epsilon_high=0.3)).loss
-    np.testing.assert_allclose(k2(0 * one, batch)[0], -1.3 + 0.5 * 0.5, rtol=1e-5)
+    np.testing.assert_allclose(k2(0 * one, one, batch)[0], -1.3 + 0.5 * 0.5, rtol=1e-5)
 
 
 def test_broadcast_advantages():

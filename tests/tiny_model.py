@@ -46,7 +46,7 @@ def make_batch(loss_type: str, seed: int = 0) -> dict:
     }
 
 
-def loss_fn(logp, batch):
+def loss_fn(logp, entropy, batch):
     return policy_loss(
         logp,
         batch["logp_old"],

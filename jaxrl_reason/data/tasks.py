@@ -19,13 +19,17 @@ PROCEDURAL_SIZE = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One problem. `kind` names its verifier; `solution` is a reference response, "" when unknown."""
+    """One problem. `kind` names its verifier; `solution` is a reference response, "" when unknown.
+
+    `hints` help with it, from the weakest to the strongest.
+    """
 
     id: str
     problem: str
     answer: str
     kind: str = "math"
     solution: str = ""
+    hints: tuple[str, ...] = ()
 
 
 def load_source(name: str, *, split: str, seed: int = 0, direct_fraction: float = 0.0) -> Sequence:
@@ -59,7 +63,8 @@ def evaluation_problems(section) -> list[Problem]:
 
 
 def load_jsonl(path: str) -> list[Problem]:
-    """Problems of a file with one {"id", "problem", "answer"} object a line; `solution` optional.
+    """Problems of a file with one {"id", "problem", "answer"} object a line; `solution` and `hints` (a
+    list of texts, the weakest first) are optional.
 
     Rows with `nums` and `target` are Countdown problems. A broken row is an error that names its line.
     """
@@ -118,7 +123,10 @@ def problem_from_row(row: dict, where: str) -> Problem:
         _require_countdown(row["nums"], row["target"], where)
         answer = json.dumps({"nums": list(row["nums"]), "target": row["target"]})
     solution = row.get("solution") or ""
-    return Problem(str(row["id"]), str(row["problem"]), answer, kind, str(solution))
+    hints = row.get("hints") or ()
+    if not isinstance(hints, list | tuple) or not all(isinstance(h, str) and h for h in hints):
+        raise ValueError(f"{where}: key 'hints' must be a list of texts, found {hints!r}")
+    return Problem(str(row["id"]), str(row["problem"]), answer, kind, str(solution), tuple(hints))
 
 
 def _require_countdown(nums, target, where: str) -> None:
@@ -159,7 +167,7 @@ class Arithmetic(_Procedural):
     """Sums and differences of two to four numbers below 100, no intermediate result below zero.
 
     The reference solution takes one operation a line and ends in a box; a share `direct_fraction` of
-    the solutions is the box alone.
+    the solutions is the box alone. Hints are what is left to compute after one operation, after two, …
     """
 
     name = "arithmetic"
@@ -170,16 +178,18 @@ class Arithmetic(_Procedural):
 
     def draw(self, rng: random.Random, identity: str) -> Problem:
         total = rng.randint(1, 99)
-        text, steps = str(total), []
+        text, steps, left = str(total), [], []
         for _ in range(rng.randint(1, 3)):
             operand = rng.randint(1, 99)
             sign = rng.choice("+-") if operand <= total else "+"
             result = total + operand if sign == "+" else total - operand
             steps.append(f"{total}{sign}{operand}={result}\n")
             text, total = f"{text}{sign}{operand}", result
+            left = [*(f"{rest}{sign}{operand}" for rest in left), str(result)]
         direct = rng.random() < self.direct_fraction
         solution = ("" if direct else "".join(steps)) + f"\\boxed{{{total}}}"
-        return Problem(identity, f"Compute {text}.", str(total), "math", solution)
+        # the last one would be the answer itself
+        return Problem(identity, f"Compute {text}.", str(total), "math", solution, tuple(left[:-1]))
 
 
 class Countdown(_Procedural):

@@ -14,6 +14,7 @@ from jaxrl_reason.verify.extract import (
     answer_tokens,
     extract,
     has_format,
+    write_answer,
 )
 from jaxrl_reason.verify.pool import PoolClosed, VerifierPool
 from jaxrl_reason.verify.process import WorkerStartError
@@ -31,6 +32,7 @@ __all__ = [
     "extract_answer",
     "has_format",
     "verify",
+    "write_answer",
 ]
 
 _shared_pool: VerifierPool | None = None

@@ -80,6 +80,12 @@ _FINDERS: dict[str, Callable[[bytes], _Found | None]] = {
     "hash": _find_last(_HASH),
 }
 FORMATS = tuple(_FINDERS)
+_PLACES = {
+    "boxed": "\\boxed{{{}}}",
+    "answer_tag": "<answer>{}</answer>",
+    "answer_line": "Answer: {}",
+    "hash": "#### {}",
+}
 
 
 def _find(data: bytes, fmt: str) -> _Found | None:
@@ -150,3 +156,10 @@ def answer_span(
     """
     tokens = answer_tokens(pieces, fmt)
     return (tokens.start, tokens.stop) if tokens else None
+
+
+def write_answer(answer: str, fmt: str = "boxed") -> str:
+    """An answer in the place where `extract` finds it. Raises ValueError on an unknown format."""
+    if fmt not in _PLACES:
+        raise ValueError(f"unknown answer format {fmt!r}; known: {', '.join(_PLACES)}")
+    return _PLACES[fmt].format(answer)

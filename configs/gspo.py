@@ -1,0 +1,26 @@
+"""GSPO: the importance ratio and its clipping belong to whole sequences, not to tokens.
+
+A rollout's ratio is the geometric mean of its tokens' ratios, clipped to a range a thousand times narrower
+than GRPO's. All tokens of a rollout are kept or clipped together. That matters only off the policy, so each
+batch of rollouts serves four optimiser steps.
+Paper: Zheng et al. 2025 (arXiv:2507.18071), clip range [1 - 3e-4, 1 + 4e-4], four mini-batches.
+
+Departures: the token form with stop-gradient (the paper's GSPO-token, Eq. 13), which is the same
+where a rollout has one advantage.
+
+Expect on the embedded model: EXPECT_gspo
+
+    python -m jaxrl_reason.train --config=configs/gspo.py:model=tiny,task=arithmetic --workdir=runs/gspo
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+    config = common.train(arg, "gspo")
+    config.algorithm.epsilon = 3e-4
+    config.algorithm.epsilon_high = 4e-4
+    config.algorithm.num_mini_batches = 4
+    rows = config.rollout.num_prompts * config.rollout.num_generations // 4
+    config.learner.micro_batch_size = min(config.learner.micro_batch_size, rows)
+    return config

@@ -1,0 +1,26 @@
+"""PACR (dense): steps of the thinking after which the reference answer is more likely are favoured.
+
+The response is cut into steps; after each the log-prob of the reference answer is read off the policy. A
+step's credit is the growth from there on, scaled to [0, 1] over the group and centred. It is added with
+weight 0.5 to Dr.GRPO's advantage on the step's tokens.
+Paper: Yoon et al. 2025 (arXiv:2510.22255), as interpreted.
+
+Departures: the weights and gamma are ours. The reference answer is written in its place (a box) after the
+steps; what stands from the answer's opening on belongs to the last step. On the embedded model a step
+is a line.
+
+Expect on the embedded model: EXPECT_pacr
+
+    python -m jaxrl_reason.train --config=configs/pacr.py:model=tiny,task=arithmetic --workdir=runs/pacr
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+    config = common.train(arg, "pacr")
+    config.algorithm.epsilon_high = 0.2
+    if config.model.path == "tiny":
+        config.pacr.step_end = "\n"
+        config.pacr.max_steps = 4
+    return config

@@ -1,0 +1,20 @@
+"""PREPO: prompts go from familiar to strange during training, and uncertain rollouts weigh more.
+
+For every prompt trained on `prepo.candidates` are drawn and ordered by their perplexity under the
+policy; the window that is taken moves from the lowest to the highest over the run. A rollout's advantage is
+multiplied by its mean entropy over the batch's mean. The rest is GRPO.
+Paper: Sun et al. 2025, as interpreted (as ISPO's comparison names it).
+
+Departures: four candidates a prompt are ours. Candidates cost a short forward pass, not rollouts;
+`num_steps` is part of the schedule and cannot change when a run is continued.
+
+Expect on the embedded model: EXPECT_prepo
+
+    python -m jaxrl_reason.train --config=configs/prepo.py:model=tiny,task=arithmetic --workdir=runs/prepo
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+    return common.train(arg, "prepo")

@@ -1,0 +1,19 @@
+"""ProGRPO: rollouts less confident than their prompt gain, over-confident ones lose.
+
+The confidence of a text is the geometric mean probability of its least likely fifth of tokens. In groups with
+some reward, alpha times prompt confidence less answer confidence is added to GRPO's advantage. That keeps
+rare right answers alive.
+Paper: Li et al. 2026, as interpreted (as ISPO's comparison names it).
+
+Departures: alpha = 0.3 and the share of 20 % are as interpreted; prompt tokens include the template's.
+
+Expect on the embedded model: EXPECT_progrpo
+
+    python -m jaxrl_reason.train --config=configs/progrpo.py:model=tiny,task=arithmetic --workdir=runs/progrpo
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+    return common.train(arg, "progrpo")
