@@ -23,8 +23,12 @@ def token_logprobs(
     temperature: float,
     num_tokens: int,
     chunk_tokens: int = 4096,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    with_gradient_norm: bool = False,
+) -> tuple[Float[Array, "B T"], ...]:
     """log π(target) and the entropy of π at each position, nats, float32, π at `temperature`.
+
+    With `with_gradient_norm` a third one: ‖π − e_target‖₂, the norm of the gradient of log π(target) with
+    respect to the tempered logits, from 0 (certain of the target) to √2 (certain of another token).
 
     Works through the T axis in slices of about `chunk_tokens` tokens (the B axis stays whole, so its
     sharding does) and recomputes each slice's logits in the backward pass; peak memory is
@@ -48,13 +52,19 @@ def token_logprobs(
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         # not normaliser − E_π[logit], whose error is of the order of ε·logit²
         everything = logits - normaliser[..., None]
-        return chosen - normaliser, -jnp.sum(jnp.exp(everything) * everything, axis=-1)
+        out = chosen - normaliser, -jnp.sum(jnp.exp(everything) * everything, axis=-1)
+        return (*out, gradient_norm(everything, targets)) if with_gradient_norm else out
 
     def body(carry, xs):
         return carry, chunk(head, *xs)
 
-    _, (logp, entropy) = jax.lax.scan(body, None, (hidden, targets))
-    logp, entropy = (
-        jnp.moveaxis(x, 0, 1).reshape(rows, length + pad)[:, :length] for x in (logp, entropy)
-    )
-    return logp, entropy
+    _, out = jax.lax.scan(body, None, (hidden, targets))
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(rows, length + pad)[:, :length] for x in out)
+
+
+def gradient_norm(logp: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """‖π − e_y‖₂ of the log-probabilities of every id, ‖π − e_y‖² = (1 − π_y)² + Σ_{v≠y} π_v²."""
+    is_target = jnp.arange(logp.shape[-1]) == targets[..., None]
+    others = jnp.where(is_target, 0.0, jnp.exp(logp))
+    # 1 − π_y as the sum of the others: 1 − 2π_y + Σ_v π_v² is rounding noise where π_y is near 1
+    return jnp.sqrt(jnp.sum(others, axis=-1) ** 2 + jnp.sum(others**2, axis=-1))

@@ -1,3 +1,4 @@
+import functools
 import math
 import re
 
@@ -6,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_reason.model.logprobs import mask_unknown_ids, token_logprobs
+from jaxrl_reason.model.logprobs import gradient_norm, mask_unknown_ids, token_logprobs
 from jaxrl_reason.signals.score import score
 from tests.toys import toy_config, toy_params
 
@@ -181,3 +182,88 @@ def test_scoring_and_its_gradient_hold_no_array_of_all_logits(remat):
     sizes = list(array_sizes(jax.make_jaxpr(jax.value_and_grad(loss))(params).jaxpr))
     assert head <= max(sizes) < everything
     assert max(compiled_sizes(jax.value_and_grad(loss), params)) < everything
+
+
+@pytest.mark.parametrize("chunk_tokens", CHUNKS)
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+def test_the_norm_is_that_of_the_gradient_by_the_logits(inputs, chunk_tokens, temperature):
+    hidden, head, targets = inputs
+    keywords = {"temperature": temperature, "num_tokens": 33, "chunk_tokens": chunk_tokens}
+    logp, entropy, norm = token_logprobs(*inputs, **keywords, with_gradient_norm=True)
+    np.testing.assert_array_equal(logp, token_logprobs(*inputs, **keywords)[0])
+    np.testing.assert_array_equal(entropy, token_logprobs(*inputs, **keywords)[1])
+    assert norm.shape == logp.shape and norm.dtype == jnp.float32
+
+    def minus_logp(logits, target):
+        return -jax.nn.log_softmax(logits)[target]
+
+    advantage = -1.7
+    tempered = (hidden @ head)[..., :33] / temperature
+    gradient = jax.vmap(jax.vmap(jax.grad(lambda z, y: advantage * minus_logp(z, y))))
+    expected = jnp.linalg.norm(gradient(tempered, targets), axis=-1)
+    np.testing.assert_allclose(abs(advantage) * norm, expected, rtol=1e-5)
+
+
+def test_norms_by_hand():
+    # probabilities 1/4 and 3/4: the gradient for the first id is (1/4 − 1, 3/4), of norm √(2·9/16)
+    head = jnp.log(jnp.array([[1.0, 3.0, 1e30]]))
+    *_, norm = token_logprobs(
+        jnp.ones((1, 2, 1)),
+        head,
+        jnp.array([[0, 1]]),
+        temperature=1.0,
+        num_tokens=2,
+        with_gradient_norm=True,
+    )
+    np.testing.assert_allclose(norm, [[0.75 * math.sqrt(2), 0.25 * math.sqrt(2)]], rtol=1e-6)
+
+
+def test_norms_near_certainty_do_not_cancel():
+    """Logits (g, 0, 0): for the first id the norm is √((2p)² + 2p²) = p·√6 with p = 1/(e^g + 2)."""
+    gaps = np.array([5.0, 12.0, 20.0, 30.0])
+    logits = np.stack([gaps, 0 * gaps, 0 * gaps], axis=-1).astype(np.float32)
+    logp = jax.nn.log_softmax(jnp.asarray(logits), axis=-1)
+    small = 1.0 / (np.exp(gaps) + 2.0)
+    first = gradient_norm(logp, jnp.zeros(4, jnp.int32))
+    np.testing.assert_allclose(first, small * math.sqrt(6.0), rtol=1e-5)
+    # where 1 − 2π_y + Σ_v π_v² is nothing but rounding
+    p = np.exp(np.asarray(logp))
+    naive = np.sqrt(np.maximum(1.0 - 2.0 * p[:, 0] + np.sum(p**2, axis=-1), 0.0))
+    assert abs(naive[2] / (small[2] * math.sqrt(6.0)) - 1.0) > 0.5
+    # certain of another id: (1, −1, 0), of norm √2
+    second = gradient_norm(logp, jnp.ones(4, jnp.int32))
+    np.testing.assert_allclose(second[2:], math.sqrt(2.0), rtol=1e-6)
+
+
+def test_two_outputs_unless_asked(inputs):
+    """Callers of two numbers get the program they had: the norm leaves no trace in it."""
+    plain_call = functools.partial(token_logprobs, temperature=1.0, num_tokens=33)
+    assert len(plain_call(*inputs)) == 2
+    asked = functools.partial(plain_call, with_gradient_norm=True)
+    assert "eq" in primitives(jax.make_jaxpr(asked)(*inputs).jaxpr)
+    assert "eq" not in primitives(jax.make_jaxpr(plain_call)(*inputs).jaxpr)
+
+
+def primitives(jaxpr):
+    """Names of all primitives in a jaxpr, those of inner ones included."""
+    names = set()
+    for equation in jaxpr.eqns:
+        names.add(equation.primitive.name)
+        for parameter in equation.params.values():
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                names |= primitives(inner)
+    return names
+
+
+@pytest.mark.parametrize("chunk_tokens", [3, 12])
+def test_norms_hold_no_array_of_all_logits(inputs, chunk_tokens):
+    def call(hidden, head):
+        return token_logprobs(
+            hidden, head, inputs[2], temperature=1.0, num_tokens=33,
+            chunk_tokens=chunk_tokens, with_gradient_norm=True,
+        )  # fmt: skip
+
+    largest = max(chunk_tokens, WIDTH) * VOCAB
+    assert max(array_sizes(jax.make_jaxpr(call)(*inputs[:2]).jaxpr)) == largest
+    assert max(compiled_sizes(call, *inputs[:2])) <= largest
