@@ -5,7 +5,7 @@ RECIPE ?= ispo
 WORKDIR ?= runs/$(RECIPE)-$(SEED)
 RUN := .venv/bin/python
 
-.PHONY: train test test-all test-parity compare bench lint format embedded clean
+.PHONY: train test test-all test-parity compare bench lint format embedded starts clean
 
 train: .venv/.installed
 	$(RUN) -m jaxrl_reason.train --config=configs/$(RECIPE).py:model=tiny,task=arithmetic \
@@ -45,6 +45,13 @@ embedded: .venv/.installed
 	  $(RUN) -m jaxrl_reason.export --workdir=runs/embedded/$$stage || exit 1; \
 	done
 	cp runs/embedded/direct/export/* jaxrl_reason/embedded/tiny/
+
+# Models whose thinking is often wrong, to start the runs of configs/sweeps/std_floor.py from
+starts: .venv/.installed
+	for stage in early_think early_direct; do \
+	  $(RUN) -m jaxrl_reason.sft --config=configs/embedded.py:$$stage --workdir=runs/starts/$$stage && \
+	  $(RUN) -m jaxrl_reason.export --workdir=runs/starts/$$stage || exit 1; \
+	done
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, found " + sys.version)'

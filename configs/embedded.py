@@ -9,18 +9,29 @@ most solutions are the bare box, so that the model can think but mostly answers 
     python -m jaxrl_reason.sft --config=configs/embedded.py:direct \\
         --config.model.path=runs/embedded/think/export --workdir=runs/embedded/direct
     python -m jaxrl_reason.export --workdir=runs/embedded/direct
+
+`early_think` and `early_direct` are the same two stages cut short: starts whose thinking is often wrong,
+one that always thinks and one that mostly answers at once. `make starts` writes them to runs/starts, for
+configs/sweeps/std_floor.py.
 """
 
 from configs import common
 from jaxrl_reason import config as config_lib
 
-STAGES = ("think", "direct")
+# stage -> (folder of the model it starts from, steps)
+STAGES = {
+    "think": (None, 2200),
+    "direct": ("runs/embedded/think/export", 1000),
+    "early_think": (None, 850),
+    "early_direct": ("runs/starts/early_think/export", 500),
+}
 
 
 def get_config(stage="think"):
     if stage not in STAGES:
-        raise ValueError(f"config argument {stage!r}: expected one of {STAGES}")
-    config = config_lib.to_config_dict(config_lib.SftConfig())
+        raise ValueError(f"config argument {stage!r}: expected one of {tuple(STAGES)}")
+    start, config = STAGES[stage][0], config_lib.to_config_dict(config_lib.SftConfig())
+    config.num_steps = STAGES[stage][1]
     config.data.source = "arithmetic"
     config.data.max_prompt_length = common.ARITHMETIC_PROMPT
     config.max_completion_length = 40
@@ -29,16 +40,14 @@ def get_config(stage="think"):
     config.optimizer.schedule = "cosine"
     config.optimizer.b2 = 0.98
     config.log.tensorboard = False
-    if stage == "think":
+    if start is None:
         config.random_init = True
         config.seed = 1
-        config.num_steps = 2200
         config.optimizer.learning_rate = 2e-3
         config.optimizer.warmup_steps = 100
     else:
-        config.model.path = "runs/embedded/think/export"
+        config.model.path = start
         config.seed = 2
-        config.num_steps = 1000
         config.data.direct_fraction = 0.7
         config.optimizer.learning_rate = 1e-3
         config.optimizer.warmup_steps = 20

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from configs import common
 from jaxrl_reason.config import (
     AlgorithmSection,
     EvaluateConfig,
@@ -12,6 +13,7 @@ from jaxrl_reason.config import (
     from_run,
     to_config_dict,
 )
+from jaxrl_reason.recipes import RECIPES
 
 CONFIGS = (TrainConfig, SftConfig, EvaluateConfig)
 
@@ -114,6 +116,23 @@ def test_whole_numbers_are_fine_as_floats():
         ("algorithm.epsilon", 1.0, "in (0, 1)"),
         ("algorithm.epsilon", -0.1, "in (0, 1)"),
         ("algorithm.beta", -0.1, ">= 0"),
+        ("algorithm.kl_reward_estimator", "k4", "'k1', 'k2', 'k3'"),
+        ("algorithm.importance_sampling_level", "row", "'token', 'sequence'"),
+        ("algorithm.delta", 1.2, "0 or > 1.28"),
+        ("algorithm.top_entropy_quantile", 0.0, "in (0, 1]"),
+        ("algorithm.reward_correct", 0.0, "> algorithm.reward_wrong 0.0"),
+        ("algorithm.overlong_cache", 49, "at most rollout.max_completion_length 48"),
+        ("algorithm.num_mini_batches", 3, "a divisor of rollout.num_prompts 32"),
+        ("algorithm.num_mini_batches", 8, "a divisor of the 32 rollouts"),
+        ("algorithm.max_resample", 0, ">= 1"),
+        ("erpo.num_buckets", 0, ">= 1"),
+        ("pacr.gamma", 1.5, "in [0, 1]"),
+        ("pacr.step_end", "x*", "an expression that matches some text"),
+        ("progrpo.fraction", 0.0, "in (0, 1]"),
+        ("prepo.candidates", 0, ">= 1"),
+        ("scaf.template", "Solve {problem}", "a text with {hint}"),
+        ("lora.rank", -1, ">= 0"),
+        ("lora.alpha", 0.0, "> 0"),
         ("ispo.critical", "both", "'intersection', 'entropy', 'drift', 'union'"),
         ("ispo.top_fraction", 0.0, "in (0, 1]"),
         ("ispo.drift_threshold", -0.1, ">= 0"),
@@ -138,7 +157,58 @@ def test_an_impossible_value_is_named_with_what_is_allowed(key, value, allowed):
     with pytest.raises(ValueError) as error:
         changed(key, value)
     message = str(error.value)
+    if key == "algorithm.num_mini_batches" and value == 8:  # then a micro-batch no longer fits
+        key, value = "learner.micro_batch_size", 64
     assert f"{key}: {value!r}" in message and allowed in message
+
+
+def another(value):
+    """A value of the same type that the algorithm section would allow under another recipe."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        names = (
+            ("std", "none"),
+            ("constant", "token_mean"),
+            ("sequence", "token"),
+            ("verl", "trl"),
+            ("0", "1"),
+        )
+        return next(b if value == a else a for a, b in names if value in (a, b))
+    return value + 1 if isinstance(value, int) else value / 2 + 0.05
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_a_recipes_config_is_the_method_and_reads_its_section_alone(recipe):
+    config = from_config_dict(TrainConfig, common.train(None, recipe))
+    assert config.algorithm.recipe == recipe
+    for key, value in RECIPES[recipe].fixed.items():
+        raw = dataclasses.asdict(config)
+        raw["algorithm"][key] = another(value)
+        with pytest.raises(ValueError, match=f"algorithm.{key}: "):
+            from_config_dict(TrainConfig, raw)
+    settings = {"erpo.eta": 0.5, "gtpo.alpha2": 0.5, "pacr.gamma": 0.5, "progrpo.alpha": 0.5,
+                "prepo.candidates": 2, "scaf.max_hints": 1, "ispo.lambda1": 0.3}  # fmt: skip
+    for key, value in settings.items():
+        section, name = key.split(".")
+        raw = dataclasses.asdict(config)
+        raw[section][name] = value
+        if section == RECIPES[recipe].section:
+            from_config_dict(TrainConfig, raw)
+        else:
+            with pytest.raises(ValueError, match=f"{key}: {value}.*does not read it"):
+                from_config_dict(TrainConfig, raw)
+
+
+def test_diagnostics_read_ispos_sets_under_every_recipe():
+    raw = dataclasses.asdict(from_config_dict(TrainConfig, common.train(None, "grpo")))
+    raw["ispo"]["top_fraction"] = 0.2
+    assert from_config_dict(TrainConfig, raw).ispo.top_fraction == 0.2
+
+
+def test_a_floor_without_a_scale_is_refused():
+    with pytest.raises(ValueError, match="algorithm.std_floor: 'outcome'.*'0' without a scale"):
+        AlgorithmSection(scale_rewards="none", std_floor="outcome")
 
 
 def test_nan_is_refused_everywhere():

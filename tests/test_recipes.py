@@ -103,7 +103,9 @@ def test_grpo_by_hand():
         advantages, np.where(signals.mask, expected[:, None], 0.0), rtol=1e-5
     )
     mask = np.asarray(signals.mask)
-    np.testing.assert_allclose(learn["weights"], mask / mask.sum(axis=1, keepdims=True) / 8, rtol=1e-6)
+    np.testing.assert_allclose(
+        learn["weights"], mask / mask.sum(axis=1, keepdims=True) / 8, rtol=1e-6
+    )
     assert not any(name.startswith("ispo/ifd") for name in metrics)
 
 
@@ -226,3 +228,136 @@ def test_broadcast_advantages():
         np.testing.assert_array_equal(
             recipes.broadcast_advantages(advantages, mask), [[2.0, 0.0], [3.0, 3.0]]
         )
+
+
+def test_what_each_method_needs():
+    needs = {name: recipes.build(make_config(name)).needs for name in recipes.RECIPES}
+    assert {name: set(n) for name, n in needs.items() if n} == {
+        "ispo": {"logp_ref", "answer_logp"},
+        "erpo": {"logp_ref"},
+        "pacr": {"gold_logp"},
+        "progrpo": {"prompt_logp"},
+    }
+    samplings = {name: recipes.build(make_config(name)).sampling for name in recipes.RECIPES}
+    assert {name: s for name, s in samplings.items() if s != "plain"} == {
+        "prepo": "perplexity",
+        "scaf_grpo": "hints",
+    }
+
+
+def test_methods_by_hand():
+    """Outcomes 1 0 1 0 | 0 0 0 0."""
+    signals = make_signals()
+    first = lambda name: np.asarray(run(make_config(name), signals)[2])[:4, 0]  # noqa: E731
+    np.testing.assert_allclose(first("dr_grpo"), [0.5, -0.5, 0.5, -0.5])
+    np.testing.assert_allclose(first("rloo"), np.array([0.5, -0.5, 0.5, -0.5]) * 4 / 3, rtol=1e-6)
+    for name in ("dapo", "gspo", "high_entropy_tokens", "scaf_grpo"):
+        np.testing.assert_array_equal(first(name), first("grpo"))
+    # PREPO: times the mean entropy of the rollout over that of the batch
+    own = (np.where(signals.mask, signals.entropy, 0).sum(1) / np.asarray(signals.mask).sum(1))[:8]
+    np.testing.assert_allclose(first("prepo"), first("grpo") * (own / own.mean())[:4], rtol=1e-5)
+    # ERPO: over the group's tokens sum 0 and variance 1
+    erpo = np.asarray(run(make_config("erpo"), signals)[2])[:4][np.asarray(signals.mask)[:4]]
+    np.testing.assert_allclose([erpo.mean(), erpo.std(ddof=1)], [0.0, 1.0], atol=1e-6)
+
+
+def test_only_the_most_uncertain_tokens_are_in_the_loss():
+    signals = make_signals()
+    learn = run(make_config("high_entropy_tokens"), signals)[3]
+    total = int(np.asarray(signals.mask).sum())
+    count = -(-total // 5)
+    chosen = np.asarray(learn["loss_mask"])
+    assert chosen.sum() == count
+    entropy = np.asarray(signals.entropy)
+    valid = np.asarray(signals.mask)
+    assert entropy[chosen].min() > entropy[valid & ~chosen].max()
+    # sequence_mean over the rows that are left: each weighs the same
+    per_row = np.asarray(learn["weights"]).sum(axis=1)
+    np.testing.assert_allclose(per_row[chosen.any(axis=1)], 1 / chosen.any(axis=1).sum(), rtol=1e-5)
+    assert not per_row[~chosen.any(axis=1)].any()
+
+
+def test_cut_rollouts_out_of_the_loss():
+    signals = make_signals(truncated=jnp.arange(8) % 2 == 0)
+    learn = run(make_config("grpo", mask_truncated_completions=True), signals)[3]
+    np.testing.assert_array_equal(np.asarray(learn["loss_mask"]).any(axis=1), np.arange(8) % 2 == 1)
+    np.testing.assert_allclose(np.asarray(learn["weights"]).sum(axis=1)[1::2], 1 / 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss_type", ["sequence_mean", "token_mean"])
+def test_each_mini_batch_has_weights_of_its_own(loss_type):
+    signals = make_signals()
+    config = make_config("grpo", loss_type=loss_type)
+    algorithm = dataclasses.replace(config.algorithm, num_mini_batches=2)
+    learner = LearnerSection(micro_batch_size=4)
+    config = dataclasses.replace(config, algorithm=algorithm, learner=learner)
+    learn = run(config, signals)[3]
+    weights = np.asarray(learn["weights"]).reshape(2, -1)
+    np.testing.assert_allclose(weights.sum(axis=1), [1.0, 1.0], rtol=1e-5)
+
+
+def test_outcome_values_and_penalties_reach_the_reward():
+    signals = make_signals()
+    correct = np.asarray(signals.correct)
+    reward = lambda **settings: np.asarray(run(make_config("grpo", **settings), signals)[0])  # noqa: E731
+    np.testing.assert_array_equal(reward(reward_wrong=-1.0), 2 * correct - 1)
+    lengths = np.asarray(signals.mask).sum(axis=1)
+    # L_max 10, cache 4: (10 − 4 − L)/4, so 0 up to 6 tokens and −1 at 10
+    expected = correct + np.clip((6 - lengths) / 4, -1, 0)
+    np.testing.assert_allclose(reward(overlong_cache=4), expected, rtol=1e-6)
+    log_ratio = np.where(signals.mask, signals.logp - signals.logp_ref, 0.0)
+    np.testing.assert_allclose(
+        reward(beta_reward=0.1), correct - 0.1 * log_ratio.sum(axis=1), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        reward(beta_reward=0.1, kl_reward_estimator="k2"),
+        correct - 0.1 * (log_ratio**2).sum(axis=1) / 2,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_truncated_importance_scales_the_advantages_that_are_learnt_alone():
+    signals = make_signals()
+    config = make_config("grpo", importance_sampling_cap=1.5)
+    _, _, advantages, learn, metrics = run(config, signals)
+    factor = np.minimum(np.exp(np.asarray(signals.logp - signals.logp_sampler)), 1.5)
+    expected = np.where(signals.mask, factor * np.asarray(advantages), 0.0)
+    np.testing.assert_allclose(learn["advantages"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(advantages, run(make_config("grpo"), signals)[2])
+    mean = finalise(metrics)["sampling/importance_sampling_ratio/mean"]
+    np.testing.assert_allclose(mean, factor[np.asarray(signals.mask)].mean(), rtol=1e-5)
+
+
+def one_token_loss(ratio, advantage, entropy=1.0, **settings):
+    one = jnp.ones((1, 1))
+    batch = {
+        "logp_old": -jnp.log(ratio * one),
+        "advantages": advantage * one,
+        "loss_mask": one.astype(bool),
+        "weights": one,
+    }
+    return float(recipes.build(make_config(**settings)).loss(0 * one, entropy * one, batch)[0])
+
+
+def test_switches_of_the_loss():
+    # ρ = 5, Â = −1: 5 unbounded, 3 with a dual clip of 3
+    assert one_token_loss(5.0, -1.0, recipe="grpo") == pytest.approx(5.0)
+    assert one_token_loss(5.0, -1.0, recipe="grpo", delta=3.0) == pytest.approx(3.0)
+    assert one_token_loss(1.0, 0.0, 0.7, recipe="grpo", entropy_coef=0.1) == pytest.approx(-0.07)
+    # GSPO with one token is GRPO
+    for level in ("token", "sequence"):
+        got = one_token_loss(2.0, 1.0, recipe="grpo", importance_sampling_level=level)
+        assert got == pytest.approx(-1.28)
+
+
+def test_the_sequence_ratio_follows_the_config():
+    """Two tokens of ratios 4 and 1: as a sequence both have ratio 2."""
+    batch = {
+        "logp_old": jnp.log(jnp.array([[0.25, 1.0]])),
+        "advantages": -jnp.ones((1, 2)),
+        "loss_mask": jnp.ones((1, 2), bool),
+        "weights": jnp.full((1, 2), 0.5),
+    }
+    loss = lambda name: recipes.build(make_config(name)).loss(jnp.zeros((1, 2)), None, batch)[0]  # noqa: E731
+    np.testing.assert_allclose([loss("grpo"), loss("gspo")], [2.5, 2.0], rtol=1e-6)

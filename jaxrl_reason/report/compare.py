@@ -6,6 +6,7 @@ Runs count as one method when their configurations differ in the seed alone.
 """
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -17,7 +18,7 @@ LAST = 10  # steps that "at the end" covers
 
 
 def summary(folder: str) -> dict[str, float]:
-    """The figures of one finished run."""
+    """The figures of one finished run; what its log does not have is left out."""
     before, after = (
         read_json(os.path.join(folder, "eval", f"{name}.json"))["metrics"]
         for name in ("before", "after")
@@ -37,15 +38,17 @@ def summary(folder: str) -> dict[str, float]:
         "greedy before": before["greedy_pass@1"],
         "greedy after": after["greedy_pass@1"],
         "accuracy over the run": mean(rows, "accuracy"),
-        "thinking before": rows[0]["thinking_rate"],
+        "thinking before": mean(rows[:1], "thinking_rate"),
         "thinking at the end": mean(end, "thinking_rate"),
+        "entropy at the end": mean(end, "entropy"),
+        "length at the end": mean(end, "completions/mean_length"),
         "same-outcome groups": mean(rows, "zero_advantage/outcome"),
         "groups without gradient": mean(rows, "frac_reward_zero_std"),
         "seconds per step": statistics.median(row["step_time"] for row in rows),
     }
     if sampled:
         figures[f"{sampled} after"] = after[sampled]
-    return figures
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
 def method_of(folder: str) -> str:
@@ -54,16 +57,22 @@ def method_of(folder: str) -> str:
     return json.dumps(config | {"seed": None}, sort_keys=True)
 
 
-def table(folders: list[str]) -> str:
-    """Markdown table, a row a method; the row is named after its first folder, less a `-seed`."""
+def by_method(folders: list[str]) -> dict[str, list[str]]:
+    """Folders by method; a method is named after its first folder, less a `-seed`."""
     groups: dict[str, list[str]] = {}
     for folder in folders:
         groups.setdefault(method_of(folder), []).append(folder)
-    rows = {}
+    named = {}
     for members in groups.values():
         name = os.path.basename(members[0].rstrip("/")).rpartition("-")[0]
-        name = members[0] if not name or name in rows else name
-        rows[name] = [summary(folder) for folder in members]
+        named[members[0] if not name or name in named else name] = members
+    return named
+
+
+def table(folders: list[str] | dict[str, list[str]]) -> str:
+    """Markdown table, a row a method. A dictionary gives the rows' names, in order, and their folders."""
+    named = folders if isinstance(folders, dict) else by_method(folders)
+    rows = {name: [summary(folder) for folder in members] for name, members in named.items()}
     columns = list(dict.fromkeys(c for seeds in rows.values() for s in seeds for c in s))
     lines = ["| run | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for name, seeds in rows.items():
@@ -73,10 +82,11 @@ def table(folders: list[str]) -> str:
 
 
 def _cell(values: list[float]) -> str:
+    """Mean ± standard deviation (ddof 1); one value alone, a dash for none."""
     if not values:
         return "–"
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.3f} ± {spread:.3f}"
+    mean = f"{statistics.fmean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":
