@@ -11,7 +11,7 @@ import pytest
 
 # before the first import of the package; types.py is left out, because jax builds its dataclasses with
 # placeholders in the place of arrays
-CHECKED = ("masked", "advantages", "rewards", "objectives", "diagnostics", "recipes")
+CHECKED = ("masked", "advantages", "rewards", "objectives", "selection", "diagnostics", "recipes")
 jaxtyping.install_import_hook([f"jaxrl_reason.{name}" for name in CHECKED], "beartype.beartype")
 
 

@@ -132,7 +132,8 @@ def importance_ratio(
     log_ratio = jnp.where(mask, logp - logp_old, 0.0)
     if level == "sequence":
         mean = masked.masked_mean(log_ratio, mask, axis=-1)[:, None]
-        log_ratio = jax.lax.stop_gradient(mean) + logp - jax.lax.stop_gradient(logp)
+        # in brackets: (mean + logp) − logp would round differently at every token
+        log_ratio = jax.lax.stop_gradient(mean) + (logp - jax.lax.stop_gradient(logp))
         log_ratio = jnp.where(mask, log_ratio, 0.0)
     return jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP))
 

@@ -7,8 +7,11 @@ from jaxrl_reason.advantages.group import (
     PRESETS,
     group_advantages,
     group_stats,
+    leave_one_out_advantages,
     resolve_std_floor,
+    zscore,
 )
+from tests import oracles
 
 pytestmark = pytest.mark.usefixtures("strict_jax")
 
@@ -233,3 +236,45 @@ def test_trl():
     ddof, eps = PRESETS["trl"]
     advantages = group_advantages(jnp.asarray(rewards.reshape(-1)), 8, ddof=ddof, eps=eps)
     np.testing.assert_allclose(advantages, expected.reshape(-1), rtol=1e-5, atol=1e-6)
+
+
+def test_leave_one_out_by_hand():
+    # rewards 1, 0, 0, 3: the others' means are 1, 4/3, 4/3, 1/3
+    advantages = leave_one_out_advantages(jnp.array([1.0, 0.0, 0.0, 3.0]), 4)
+    np.testing.assert_allclose(advantages, [0.0, -4 / 3, -4 / 3, 8 / 3], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_leave_one_out_is_the_centred_reward_widened(size):
+    reward = jax.random.normal(jax.random.key(1), (6 * size,))
+    advantages = leave_one_out_advantages(reward, size)
+    np.testing.assert_allclose(advantages, oracles.leave_one_out(reward, size), atol=1e-6)
+    centred = group_advantages(reward, size, scale="none")
+    np.testing.assert_allclose(advantages, centred * size / (size - 1), rtol=1e-6)
+    np.testing.assert_allclose(advantages.reshape(-1, size).sum(1), np.zeros(6), atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 100.3, -7.7])
+def test_leave_one_out_of_flat_groups_and_groups_of_one_is_exactly_zero(value):
+    np.testing.assert_array_equal(leave_one_out_advantages(jnp.full(7, value), 7), np.zeros(7))
+    np.testing.assert_array_equal(leave_one_out_advantages(jnp.full(3, value), 1), np.zeros(3))
+
+
+def test_leave_one_out_permutes_and_refuses_ragged_batches(rewards):
+    order = np.random.default_rng(0).permutation(8)
+    straight = leave_one_out_advantages(rewards.reshape(-1), 8).reshape(12, 8)
+    permuted = leave_one_out_advantages(rewards[:, order].reshape(-1), 8).reshape(12, 8)
+    np.testing.assert_allclose(permuted, straight[:, order], atol=1e-6)
+    with pytest.raises(ValueError, match="6 rewards"):
+        leave_one_out_advantages(jnp.arange(6.0), 4)
+
+
+def test_zscore_of_rows_by_hand():
+    # 1, 3 (and garbage): mean 2, σ = √2; equal values, one value and no value: 0
+    nan = jnp.nan
+    x = jnp.array([[1.0, 3.0, nan], [100.3, 100.3, 100.3], [5.0, jnp.inf, nan], [nan, nan, nan]])
+    valid = jnp.array([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)
+    expected = np.zeros((4, 3))
+    expected[0, :2] = -(0.5**0.5), 0.5**0.5
+    np.testing.assert_allclose(zscore(x, valid), expected, rtol=1e-6)
+    np.testing.assert_array_equal(zscore(x, valid)[1:], expected[1:])

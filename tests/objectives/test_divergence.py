@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_reason.objectives.divergence import ESTIMATORS, estimate, in_loss
+from jaxrl_reason.objectives.divergence import ESTIMATORS, estimate, in_loss, in_reward
 
 pytestmark = pytest.mark.usefixtures("strict_jax")
 
@@ -68,3 +68,29 @@ def test_k1_is_refused_in_the_loss_and_unknown_ones_everywhere():
         estimate("k4", x, x)
     for name in set(ESTIMATORS) - {"k1"}:
         np.testing.assert_array_equal(in_loss(name, x, x), [[0.0]])
+
+
+def test_in_reward_sums_over_a_response():
+    # d = log π_0 − log π = 0.5, −1; one token with d = 0.5; no token
+    nan = jnp.nan
+    logp = jnp.array([[-1.0, -1.0, nan], [-1.0, nan, jnp.inf], [nan, nan, nan]])
+    ref = jnp.array([[-0.5, -2.0, jnp.inf], [-0.5, nan, jnp.inf], [nan, nan, -jnp.inf]])
+    mask = jnp.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
+    for name, expected in {
+        "k1": [-0.5 + 1.0, -0.5, 0.0],
+        "k2": [0.125 + 0.5, 0.125, 0.0],
+        "k3": [0.148721 + 0.367879, 0.148721, 0.0],
+    }.items():
+        np.testing.assert_allclose(in_reward(name, logp, ref, mask), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="k4"):
+        in_reward("k4", logp, ref, mask)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_in_reward_is_the_masked_sum_and_zero_against_itself(estimator):
+    rng = np.random.default_rng(0)
+    logp, ref = (jnp.asarray(rng.normal(size=(5, 7)).astype(np.float32)) for _ in range(2))
+    mask = jnp.asarray(np.arange(7) < rng.integers(0, 8, 5)[:, None])
+    expected = np.where(mask, estimate(estimator, logp, ref), 0.0).sum(axis=1)
+    np.testing.assert_allclose(in_reward(estimator, logp, ref, mask), expected, rtol=1e-5)
+    np.testing.assert_array_equal(in_reward(estimator, logp, logp, mask), np.zeros(5))
