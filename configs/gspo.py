@@ -1,12 +1,14 @@
 """GSPO: the importance ratio and its clipping belong to whole sequences, not to tokens.
 
-A rollout's ratio is the geometric mean of its tokens' ratios, clipped to a range a thousand times narrower
-than GRPO's. All tokens of a rollout are kept or clipped together. That matters only off the policy, so each
+A rollout's ratio is the geometric mean of its tokens' ratios, clipped to a range several hundred times
+narrower than GRPO's. All tokens of a rollout are kept or clipped together. That matters only off the policy, so each
 batch of rollouts serves four optimiser steps.
 Paper: Zheng et al. 2025 (arXiv:2507.18071), clip range [1 - 3e-4, 1 + 4e-4], four mini-batches.
 
 Departures: the token form with stop-gradient (the paper's GSPO-token, Eq. 13), which is the same
-where a rollout has one advantage.
+where a rollout has one advantage. Four optimiser steps a batch at the rate of the others is four times their
+number of updates. In bfloat16 the rounding of log-probs (`policy/rescoring_gap/max`) is not small
+beside so narrow a clip range.
 
 Expect on the embedded model: EXPECT_gspo
 

@@ -5,7 +5,8 @@ step's credit is the growth from there on, scaled to [0, 1] over the group and c
 weight 0.5 to Dr.GRPO's advantage on the step's tokens.
 Paper: Yoon et al. 2025 (arXiv:2510.22255), as interpreted.
 
-Departures: the weights and gamma are ours. The reference answer is written in its place (a box) after the
+Departures: the weights and gamma are ours. At most `pacr.max_steps` steps (16) are told apart, what follows joins the
+last; each costs a scoring pass over prompt, steps and answer. The reference answer is written in its place (a box) after the
 steps; what stands from the answer's opening on belongs to the last step. On the embedded model a step
 is a line.
 
@@ -23,4 +24,6 @@ def get_config(arg=None):
     if config.model.path == "tiny":
         config.pacr.step_end = "\n"
         config.pacr.max_steps = 4
+    else:  # room for the reference answer after a whole response
+        config.rollout.max_completion_length -= 128
     return config

@@ -3,7 +3,7 @@
 The confidence of a text is the geometric mean probability of its least likely fifth of tokens. In groups with
 some reward, alpha times prompt confidence less answer confidence is added to GRPO's advantage. That keeps
 rare right answers alive.
-Paper: Li et al. 2026, as interpreted (as ISPO's comparison names it).
+Paper: Li et al. 2026 (arXiv:2602.05281), as interpreted.
 
 Departures: alpha = 0.3 and the share of 20 % are as interpreted; prompt tokens include the template's.
 

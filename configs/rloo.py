@@ -4,8 +4,9 @@ The advantage is the reward less the mean of the other G - 1, an unbiased baseli
 Dr.GRPO's. There is no division by the standard deviation. The loss is the mean over rollouts of token means.
 Paper: Ahmadian et al. 2024 (arXiv:2402.14740).
 
-Departures: the clipped surrogate, as everywhere here (the paper has plain REINFORCE, which it is with one
-optimiser step a batch); no KL penalty in the reward (`algorithm.beta_reward` adds one).
+Departures: the clipped surrogate, as everywhere here; with one optimiser step a batch nothing clips, and it is
+the paper's REINFORCE up to a factor 1/length of each rollout, which the mean over tokens brings. No KL
+penalty in the reward (`algorithm.beta_reward` adds one).
 
 Expect on the embedded model: EXPECT_rloo
 

@@ -5,7 +5,7 @@ second, up to `scaf.max_hints`. The first right rollout of the weakest hint that
 the group's last rollout, so the group has a gradient again. The rest is GRPO.
 Paper: Zhang et al. 2025 (arXiv:2510.19807), as interpreted.
 
-Departures: a replaced rollout keeps the hinted prompt it was sampled from, and its ratio is taken there. Hints
+Departures: the warm-up of 10 steps, three levels and G tries a level are ours. A replaced rollout keeps the hinted prompt it was sampled from, and its ratio is taken there. Hints
 come with the data (`hints`, a list of texts a problem). The embedded model cannot read a hint, so there it
 replaces the problem: what is left to compute after one operation, after two.
 

@@ -92,6 +92,9 @@ class TrainConfig:
             "algorithm.overlong_cache", cache, cache <= length,
             f"at most rollout.max_completion_length {length}",
         )  # fmt: skip
+        if not self.lora.rank:
+            default = LoraSection().alpha
+            require("lora.alpha", self.lora.alpha, self.lora.alpha == default, "set with lora.rank")
         self._refuse_unused()
 
     @property
@@ -106,7 +109,7 @@ class TrainConfig:
             found = getattr(self.algorithm, key)
             require(
                 f"algorithm.{key}", found, found == value,
-                f"{value!r}, which makes {self.algorithm.recipe!r} what it is (or recipe 'grpo')",
+                f"{value!r} under recipe {self.algorithm.recipe!r}: its entry in recipes.py fixes it",
             )  # fmt: skip
         unused = {r.section for r in RECIPES.values() if r.section} - {recipe.section}
         for name in sorted(unused):

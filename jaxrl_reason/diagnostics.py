@@ -69,7 +69,10 @@ def reward_metrics(signals: Signals, reward: Float[Array, " B"], num_generations
 def advantage_metrics(
     signals: Signals, advantages: Float[Array, "B T"], num_generations: int
 ) -> dict:
-    """Which rollouts carry gradient (Table 3), and the share of Σ|Â| in groups whose outcomes agree."""
+    """Which rollouts and groups carry gradient (Table 3), and the share of Σ|Â| in same-outcome groups.
+
+    `advantages` are those in the loss: 0 also at tokens that the loss leaves out.
+    """
     all_correct, all_wrong = outcome_groups(signals, num_generations)
     size = jnp.abs(jnp.where(signals.mask, advantages, 0.0))
     per_rollout = jnp.max(size, axis=-1)
@@ -77,10 +80,12 @@ def advantage_metrics(
     weight = (
         masked.masked_mean(size, signals.mask, axis=-1).reshape(-1, num_generations).sum(axis=1)
     )
+    filled = signals.present.reshape(-1, num_generations).any(axis=1)
     total = jnp.sum(weight)
     share = lambda chosen: (masked.masked_sum(weight, chosen), total)  # noqa: E731
     return {
         "useful_rollouts": mean_pair(per_rollout > 0, signals.present),
+        "zero_advantage/gradient": mean_pair(weight == 0, filled),
         "ispo/same_outcome_advantage_share": share(all_correct | all_wrong),
         "ispo/same_outcome_advantage_share/all_correct": share(all_correct),
         "ispo/same_outcome_advantage_share/all_wrong": share(all_wrong),
@@ -164,8 +169,9 @@ def composite_metrics(
     filled = signals.present.reshape(-1, num_generations).any(axis=1)
     lowest_right = jnp.min(jnp.where(right, total, jnp.inf), axis=1)
     highest_wrong = jnp.max(jnp.where(right, -jnp.inf, total), axis=1)
-    dense = group.group_stats(grouped(reward - signals.correct)).std[:, 0]
     ifd, token = grouped(terms["ifd"]), grouped(terms["token"])
+    dense = section.lambda1 * (2.0 * outcome - 1.0) * ifd + section.lambda2 * token
+    dense = group.group_stats(dense).std[:, 0]
     sign = 2.0 * outcome[:, :1] - 1.0
     degrees = max(num_generations - 1, 1)
     deviation = lambda x: x - jnp.mean(x, axis=1, keepdims=True)  # noqa: E731

@@ -94,6 +94,7 @@ class Collector:
             dynamic=algorithm.dynamic_sampling,
             max_resample=algorithm.max_resample,
             scaffold=self._scaffold(step),
+            num_mini_batches=algorithm.num_mini_batches,
         )
         del sampling
         rows = gathered.rows
@@ -113,6 +114,9 @@ class Collector:
             )
             reward, terms, advantages, learn, metrics = jax.device_get(self._credit(signals))
         metrics |= completion_metrics(gathered) | gathered.costs
+        if self.recipe.sampling == "perplexity":
+            drawn = gathered.costs["sampling/generated_prompts"] * self.config.prepo.candidates
+            metrics["sampling/candidate_prompts"] = drawn
         batch = {
             "prompt_tokens": rows.prompt_tokens,
             "prompt_mask": rows.prompt_mask,
@@ -138,14 +142,19 @@ class Collector:
         batches = [next(self._parts.stream) for _ in range(self.config.prepo.candidates)]
         problems = [p for batch, _ in batches for p in batch]
         keys = np.concatenate([keys for _, keys in batches])
+        wanted = len(batches[0][0])
         with timer("select"):
             values = [
                 perplexity(*self.score_prompts(params, prompts.tokens, prompts.mask))
                 for prompts in (self.generate.prompts(*batch) for batch in batches)
             ]
+            # a small data set comes round within one step: each problem once, while there are enough
+            once = np.unique([p.id for p in problems], return_index=True)[1]
+            own = np.sort(once) if len(once) >= wanted else np.arange(len(problems))
             # ρ runs from 0 at the first step to 1 at the last
-            done = (step - 1) / max(self.config.num_steps - 1, 1)
-            chosen = selection.perplexity_window(np.concatenate(values), len(batches[0][0]), done)
+            done = min((step - 1) / max(self.config.num_steps - 1, 1), 1.0)
+            window = selection.perplexity_window(np.concatenate(values)[own], wanted, done)
+            chosen = own[window]
         return [problems[i] for i in chosen], keys[chosen]
 
     def score_prompts(self, params, tokens, mask) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +211,8 @@ class Collector:
             span = answer_tokens(tokenizer.token_bytes(ids), form)
             marked = [span is not None and span.start <= t < span.stop for t in range(len(ids))]
             gold += [(ids, marked)] * rows.num_generations
-        lengths = rows.rollouts.lengths
+        # the end token is no thinking: nothing that follows it would be likely
+        lengths = rows.rollouts.lengths - (rows.rollouts.lengths > 0) * ~rows.rollouts.truncated
         pieces = [
             tokenizer.token_bytes(ids[:n])
             for ids, n in zip(rows.rollouts.tokens, lengths, strict=True)
@@ -271,7 +281,8 @@ def credit(config, recipe: Recipe, signals: Signals):
         metrics["sampling/importance_sampling_ratio/mean"] = diagnostics.mean_pair(
             factor, signals.mask
         )
-    metrics |= diagnostics.advantage_metrics(signals, advantages, num_generations)
+    counted = jnp.where(loss_mask, advantages, 0.0)
+    metrics |= diagnostics.advantage_metrics(signals, counted, num_generations)
     metrics |= diagnostics.token_metrics(signals, terms, config.ispo)
     if signals.answer_logp is not None:
         metrics |= diagnostics.ifd_metrics(signals, num_generations)
@@ -293,16 +304,20 @@ def rollout_records(experience: Experience, tokenizer: Tokenizer, count: int):
     """JSON records of the first `count` prompts: text, verdict, reward terms, per-token signals."""
     rows = experience.rows
     size = rows.num_generations
-    for p, problem in enumerate(rows.problems[:count]):
-        own = [i for i in range(p * size, (p + 1) * size) if rows.rollouts.lengths[i]]
-        prompt = rows.prompt_tokens[p * size][rows.prompt_mask[p * size]]
+    filled = [p for p in range(len(rows.problems)) if rows.rollouts.lengths[p * size]]
+    for p in filled[:count]:
+        problem, own = rows.problems[p], range(p * size, (p + 1) * size)
         yield {
             "id": problem.id,
             "problem": problem.problem,
             "answer": problem.answer,
-            "prompt": tokenizer.decode(prompt, skip_special=False),
+            "prompt": _prompt_text(rows, p * size, tokenizer),
             "rollouts": [_rollout_record(experience, i, tokenizer) for i in own],
         }
+
+
+def _prompt_text(rows: Rows, i: int, tokenizer: Tokenizer) -> str:
+    return tokenizer.decode(rows.prompt_tokens[i][rows.prompt_mask[i]], skip_special=False)
 
 
 def _rollout_record(e: Experience, i: int, tokenizer: Tokenizer) -> dict:
@@ -319,7 +334,8 @@ def _rollout_record(e: Experience, i: int, tokenizer: Tokenizer) -> dict:
         "in_loss": e.batch["loss_mask"],
     }
     span = rows.responses[i].span
-    return {
+    hinted = {"hinted_prompt": _prompt_text(rows, i, tokenizer)} if rows.hint[i] >= 0 else {}
+    return hinted | {
         "text": rows.responses[i].text,
         "answer": rows.responses[i].answer,
         "verdict": rows.verdicts[i].value,

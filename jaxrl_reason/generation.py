@@ -196,6 +196,7 @@ def gather(
     dynamic: bool = False,
     max_resample: int = 3,
     scaffold: "Scaffold | None" = None,
+    num_mini_batches: int = 1,
 ) -> Gathered:
     """One batch of rows: `draw()` gives problems and keys, as many as the batch has prompts.
 
@@ -203,8 +204,9 @@ def gather(
     again, at most `max_resample` times, until the batch is full; what is still missing then is blank.
     `scaffold` (Scaf-GRPO): groups that are all wrong are tried again with hints.
     """
-    parts, kept, sampled, num_tokens, hinted, tried = [], [], [], 0, 0, 0
-    size = missing = None
+    parts, kept, sampled, num_tokens = [], [], [], 0
+    hints = dict.fromkeys(("prompts", "generated", "replaced"), 0)
+    missing = None
     for _ in range(1 + max_resample if dynamic else 1):
         prompts = generate.prompts(*draw())
         rows = generate(params, prompts, step, timer)
@@ -212,17 +214,16 @@ def gather(
         num_tokens += int(rows.rollouts.lengths.sum() + prompts.mask.sum())
         if scaffold is not None:
             rows, report = scaffold(generate, params, rows, prompts.keys, step, timer)
-            tried, hinted = tried + report["prompts"], hinted + report["replaced"]
+            hints = {name: hints[name] + report[name] for name in hints}
             num_tokens += report["tokens"]
         if not dynamic:
             parts, kept = [rows], [True] * len(rows.problems)
             break
         with timer("verify"):
             mixed = selection.mixed_groups(rows.num_correct, rows.num_generations)
-        size = len(rows.problems) if size is None else size
-        missing = size if missing is None else missing
+        missing = len(rows.problems) if missing is None else missing
         chosen = np.flatnonzero(mixed)[:missing]
-        kept += [p in set(chosen.tolist()) for p in range(len(rows.problems))]
+        kept += np.isin(np.arange(len(rows.problems)), chosen).tolist()
         parts.append(rows.take(chosen))
         missing -= len(chosen)
         if not missing:
@@ -234,8 +235,15 @@ def gather(
         "sampling/kept_prompts": sum(kept),
     }
     if scaffold is not None:
-        costs |= {"sampling/hinted_prompts": tried, "sampling/hinted_rollouts": hinted}
+        costs |= {
+            "sampling/hinted_prompts": hints["prompts"],
+            "sampling/hinted_generated_prompts": hints["generated"],
+            "sampling/hinted_rollouts": hints["replaced"],
+        }
     rows = parts[0] if len(parts) == 1 else concatenate(parts)
+    if missing:  # every optimiser step gets its share of the blanks
+        order = np.arange(len(rows.problems)).reshape(-1, num_mini_batches).T
+        rows = rows.take(order.reshape(-1))
     everything = sampled[0] if len(sampled) == 1 else concatenate(sampled)
     return Gathered(rows, everything, kept, costs, num_tokens)
 
@@ -253,13 +261,16 @@ class Scaffold:
     max_hints: int
 
     def __call__(self, generate: Generator, params, rows: Rows, keys, step: int, timer):
-        """(rows with replacements, counts of prompts tried, rollouts replaced, tokens)."""
+        """(rows with replacements, counts).
+
+        Counts: `prompts` tried, `generated`: the same once per hint, rollouts `replaced`, `tokens`.
+        """
         with timer("verify"):
             wrong = np.flatnonzero(rows.num_correct == 0)
         batch, size = len(rows.problems), rows.num_generations
         successes = np.zeros((self.max_hints, batch, size), bool)
         levels: list[tuple[Rows, list[int]] | None] = []
-        tried, tokens = set(), 0
+        tried, generated, tokens = set(), 0, 0
         for level in range(self.max_hints):
             open_ = [p for p in wrong if not successes[:, p].any()]
             hinted = {p: self.hinted(rows.problems[p], level) for p in open_}
@@ -280,7 +291,9 @@ class Scaffold:
             for place, p in enumerate(hinted):
                 successes[level, p] = right[place]
             tried |= hinted.keys()
-            tokens += int(tries.take(range(len(hinted))).rollouts.lengths.sum())
+            generated += len(hinted)
+            own = tries.take(range(len(hinted)))
+            tokens += int(own.rollouts.lengths.sum() + own.prompt_mask[::size].sum())
             levels[-1] = (tries, list(hinted))
         found = selection.weakest_hints(successes)
         replaced = [(p, *found[p]) for p in range(batch) if found[p, 0] >= 0]
@@ -289,7 +302,12 @@ class Scaffold:
         for p, level, generation in replaced:
             tries, order = levels[level]
             _replace(rows, p * size + size - 1, tries, order.index(p) * size + generation, level)
-        return rows, {"prompts": len(tried), "replaced": len(replaced), "tokens": tokens}
+        return rows, {
+            "prompts": len(tried),
+            "generated": generated,
+            "replaced": len(replaced),
+            "tokens": tokens,
+        }
 
     def hinted(self, problem: Problem, level: int) -> Problem | None:
         """The problem with its hint of a level, None when it has no such hint."""

@@ -16,9 +16,12 @@ from jaxrl_reason.signals.score import score
 from jaxrl_reason.types import TrainState
 
 
-def make_optimizer(section, num_steps: int) -> tuple[optax.GradientTransformation, Callable]:
+def make_optimizer(
+    section, num_steps: int, updates_per_step: int = 1
+) -> tuple[optax.GradientTransformation, Callable]:
     """AdamW behind global-norm clipping, and its schedule (updates done -> rate of the next one)."""
-    peak, warmup = section.learning_rate, section.warmup_steps
+    peak, warmup = section.learning_rate, section.warmup_steps * updates_per_step
+    num_steps = num_steps * updates_per_step
     if section.schedule == "cosine":
         total = max(num_steps, warmup + 1)
         shape = optax.warmup_cosine_decay_schedule(
@@ -88,7 +91,9 @@ def make_update(
     each of shape [micro-batches, rows, …]; loss_fn returns Σ w·loss with weights normalised over the whole
     batch, so the sum over micro-batches is the gradient of the whole. `frozen` are parameters beside
     the trained ones (LoRA's base). A non-finite loss or gradient leaves parameters and optimiser as
-    they were and is counted. Metrics are (sum, count) pairs.
+    they were and is counted; so does a batch in which no token has weight, uncounted. Metrics are
+    (sum, count) pairs. `policy/rescoring_gap/max` is the distance to logp_old: of rounding alone while
+    the policy is the one that was scored.
 
     `on_policy`: this is the one update of its batch, so π_old is π_θ and the ratio is exactly 1. Then
     log π_old is the update's own log-prob, without gradient: the scoring pass computes the same numbers
@@ -107,12 +112,12 @@ def make_update(
             micro["tokens"],
             micro["mask"],
         )
-        if not on_policy:
-            return loss_fn(logp, entropy, micro)
         old = jax.lax.stop_gradient(logp)
-        loss, metrics = loss_fn(logp, entropy, micro | {"logp_old": old})
-        gap = jnp.where(micro["mask"], jnp.abs(old - micro["logp_old"]), 0.0)
-        return loss, metrics | {"policy/rescoring_gap/max": jnp.max(gap)}
+        loss, metrics = loss_fn(logp, entropy, micro | {"logp_old": old} if on_policy else micro)
+        if "logp_old" in micro:
+            gap = jnp.where(micro["mask"], jnp.abs(old - micro["logp_old"]), 0.0)
+            metrics = metrics | {"policy/rescoring_gap/max": jnp.max(gap)}
+        return loss, metrics
 
     def update(state: TrainState, batch: dict, frozen: dict | None = None):
         frozen = {} if frozen is None else frozen
@@ -135,7 +140,8 @@ def make_update(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        keep = functools.partial(jnp.where, finite)
+        # a batch of blanks alone must not let Adam's momentum move the weights
+        keep = functools.partial(jnp.where, finite & jnp.any(batch["weights"] > 0))
         new_state = TrainState(
             params=jax.tree.map(keep, params, state.params),
             opt_state=jax.tree.map(keep, opt_state, state.opt_state),

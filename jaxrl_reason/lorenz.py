@@ -51,16 +51,19 @@ def lorenz(
     # π_0 and the sets that need it for every recipe, not only for those trained with it
     config = dataclasses.replace(config, log=dataclasses.replace(config.log, all_signals=True))
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh))
-    _, _, params, _, number = policy_of_run.load_policy(folder, step, mesh, config)
+    policy = policy_of_run.load_policy(folder, step, mesh, config)
+    number, trained = policy.step, policy.params
     parts = training.build(config)
-    trained = params
     if config.lora.rank:  # the start has adapters that do nothing yet
-        trained = lora.split(params)[1] or parts.start_params
+        trained = lora.split(policy.params)[1] or parts.start_params
     else:
-        jax.tree.map(lambda x: x.delete(), parts.start_params)  # a copy of π_0 is kept for the drift
+        jax.tree.map(
+            lambda x: x.delete(), parts.start_params
+        )  # a copy of π_0 is kept for the drift
+    if number:
+        parts.stream.restore(policy.extra["stream"])
+    del policy  # with LoRA it holds a base of its own
     whole = parts.whole(trained)
-    for _ in range(number):
-        next(parts.stream)
     batches, flat_groups = [], []
     with VerifierPool(config.verifier.num_workers, config.verifier.timeout_s) as pool:
         collect = Collector(config, parts, pool)
@@ -68,8 +71,10 @@ def lorenz(
         for i in range(num_batches):
             experience = collect(trained, number + 1 + i, PhaseTimer())
             batches.append(token_rows(config, experience, norms_of(whole, experience.batch)))
-            per_group = np.abs(experience.advantages).reshape(len(experience.rows.problems), -1)
-            flat_groups.extend((per_group.max(axis=1) == 0).tolist())
+            grouped = lambda x: x.reshape(len(experience.rows.problems), -1)  # noqa: B023, E731
+            filled = grouped(experience.rows.rollouts.mask).any(axis=1)
+            flat = (grouped(experience.advantages) == 0).all(axis=1)
+            flat_groups.extend(flat[filled].tolist())
     tokens = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
     return number, summarise(tokens, advantage) | {
         "step": number,
@@ -111,9 +116,8 @@ def token_rows(config: TrainConfig, experience: Experience, norms: np.ndarray) -
     drift = ispo.drifted_tokens(
         signals.logp, signals.logp_ref, signals.mask, section.drift_threshold
     )
-    critical = experience.terms.get(
-        "critical", uncertain & drift
-    )  # the recipe's own where it has one
+    # the recipe's own where it has one
+    critical = experience.terms.get("critical", uncertain & drift)
     mask = np.asarray(signals.mask, bool)
     grid = {
         "norm": norms,

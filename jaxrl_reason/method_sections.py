@@ -27,9 +27,8 @@ class AlgorithmSection:
     # which groups and tokens
     dynamic_sampling: bool = False  # draw on until the batch is full of mixed groups (DAPO)
     max_resample: int = 3  # further draws a step
-    top_entropy_quantile: float = (
-        1.0  # share of the batch's tokens in the loss, most uncertain first
-    )
+    # share of the batch's tokens in the loss, most uncertain first
+    top_entropy_quantile: float = 1.0
     mask_truncated_completions: bool = False  # rollouts without an end token out of the loss
     # objective
     num_iterations: int = 1  # passes over a batch of rollouts
@@ -59,9 +58,19 @@ class AlgorithmSection:
             "algorithm.std_floor", self.std_floor, self.sigma_min is not None, "'outcome' or >= 0"
         )
         if self.scale_rewards == "none":
+            floor, preset = self.std_floor, self.advantage_preset
+            require("algorithm.std_floor", floor, not self.sigma_min, "'0' without a scale")
             require(
-                "algorithm.std_floor", self.std_floor, not self.sigma_min, "'0' without a scale"
+                "algorithm.advantage_preset", preset, preset == "verl", "'verl' without a scale"
             )
+        for key, value, switch in (
+            ("max_resample", 3, "dynamic_sampling"),
+            ("kl_estimator", "k3", "beta"),
+            ("kl_reward_estimator", "k1", "beta_reward"),
+        ):
+            found = getattr(self, key)
+            read = getattr(self, switch) or found == value
+            require(f"algorithm.{key}", found, read, f"set with algorithm.{switch}")
         at_least("algorithm", self, beta=0, beta_reward=0, entropy_coef=0, overlong_cache=0)
         at_least("algorithm", self, num_iterations=1, num_mini_batches=1, max_resample=1)
         at_least("algorithm", self, importance_sampling_cap=0)
@@ -73,6 +82,11 @@ class AlgorithmSection:
         )
         share = self.top_entropy_quantile
         require("algorithm.top_entropy_quantile", share, 0 < share <= 1, "in (0, 1]")
+        if share < 1:
+            require(
+                "algorithm.top_entropy_quantile", share, level == "token",
+                "1.0 with sequence ratios, which are means over all tokens",
+            )  # fmt: skip
         require(
             "algorithm.reward_correct", self.reward_correct,
             self.reward_correct > self.reward_wrong, f"> algorithm.reward_wrong {self.reward_wrong}",

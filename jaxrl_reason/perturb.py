@@ -117,9 +117,8 @@ class Copy:
 def perturb(config: TrainConfig, folder: str, step: str, study: Study) -> tuple[int, dict, list]:
     """(number of the step, result, one record per continuation)."""
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh))
-    _, model_config, params, tokenizer, number = policy_of_run.load_policy(
-        folder, step, mesh, config
-    )
+    policy = policy_of_run.load_policy(folder, step, mesh, config)
+    _, model_config, params, tokenizer, number, _ = policy
     params = cast_params(params, model_config.dtype)
     with VerifierPool(config.verifier.num_workers, config.verifier.timeout_s) as pool:
         policy = Policy(config, model_config, params, tokenizer, mesh, pool)

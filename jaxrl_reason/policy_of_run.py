@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
@@ -10,8 +11,8 @@ from jaxrl_reason import checkpoint, learner, setup, workdir
 from jaxrl_reason import config as config_lib
 from jaxrl_reason.config import SftConfig, TrainConfig
 from jaxrl_reason.data.tokenizer import Tokenizer
+from jaxrl_reason.model import ModelConfig, lora
 from jaxrl_reason.model import config as model_config_lib
-from jaxrl_reason.model import lora
 from jaxrl_reason.model.decoder import abstract_params
 
 START = "start"
@@ -46,17 +47,31 @@ def run_config(folder: str) -> TrainConfig | SftConfig:
     return config_lib.from_run(MAINS[written["main"]], written["config"])
 
 
-def load_policy(folder: str, step: str, mesh, config: TrainConfig | SftConfig | None = None):
-    """(config, ModelConfig, float32 parameters on `mesh`, Tokenizer, number of the step).
+class RunPolicy(NamedTuple):
+    """A policy: `params` float32 on the mesh; `extra` is what the checkpoint holds beside it."""
 
-    Of a LoRA run the parameters are base and adapters together (model/lora.py), not merged. `step` is `latest`, `best`, a number, or `start`: the model the run started from, number 0, for which
-    `folder` needs no checkpoint. `config` stands in for the run's own. Raises FileNotFoundError where
-    there is no run or no checkpoint, ValueError naming --step and the steps that are there.
+    config: TrainConfig | SftConfig
+    model_config: ModelConfig
+    params: Any
+    tokenizer: Tokenizer
+    step: int
+    extra: dict
+
+
+def load_policy(
+    folder: str, step: str, mesh, config: TrainConfig | SftConfig | None = None
+) -> RunPolicy:
+    """The policy of the run in `folder` at a step.
+
+    Of a LoRA run the parameters are base and adapters together (model/lora.py), not merged. `step` is
+    `latest`, `best`, a number, or `start`: the model the run started from, number 0, for which `folder`
+    needs no checkpoint. `config` stands in for the run's own. Raises FileNotFoundError where there is
+    no run or no checkpoint, ValueError naming --step and the steps that are there, or a base that changed.
     """
     config = config or run_config(folder)
     if step == START:
         seed = config.seed if getattr(config, "random_init", False) else None
-        return config, *setup.load_model(config.model, mesh, random_seed=seed), 0
+        return RunPolicy(config, *setup.load_model(config.model, mesh, random_seed=seed), 0, {})
     checkpoints = open_checkpoints(folder)
     number = choose_step(checkpoints, step)
     model = setup.model_folder(config.model.path)
@@ -72,9 +87,15 @@ def load_policy(folder: str, step: str, mesh, config: TrainConfig | SftConfig | 
         )
     trained = lora.abstract_adapters(model_config) if rank else abstract_params(model_config)
     optimizer, _ = learner.make_optimizer(config.optimizer, config.num_steps)
-    state, _ = checkpoints.restore(number, learner.abstract_state(mesh, optimizer, trained))
+    state, extra = checkpoints.restore(number, learner.abstract_state(mesh, optimizer, trained))
     checkpoints.close()
-    return config, model_config, lora.combine(base, state.params), tokenizer, number
+    if rank and extra["weights"] != checkpoint.fingerprint(model):
+        raise ValueError(
+            f"model.path: the weights in {config.model.path} changed since this run began, and its "
+            "adapters belong to those"
+        )
+    params = lora.combine(base, state.params)
+    return RunPolicy(config, model_config, params, tokenizer, number, extra)
 
 
 def open_checkpoints(folder: str) -> checkpoint.Checkpoints:

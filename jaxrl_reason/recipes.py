@@ -167,13 +167,14 @@ def rloo_advantage(reward: Float[Array, " B"], signals: Signals, config) -> Floa
     return group.leave_one_out_advantages(reward, config.rollout.num_generations)
 
 
-def shaped(function: Callable, *fields: str, section: str = "") -> Callable:
+def shaped(function: Callable, *fields: str) -> Callable:
     """Group advantages passed through a pure function:
 
-    function(advantages [B], *those fields of Signals, num_generations, **the config's section).
+    function(advantages [B], *those fields of Signals, num_generations, **the method's section).
     """
 
     def advantage(reward, signals, config):
+        section = RECIPES[config.algorithm.recipe].section
         return function(
             group_advantage(reward, signals, config),
             *(getattr(signals, field) for field in fields),
@@ -221,7 +222,7 @@ def progrpo_advantage(reward: Float[Array, " B"], signals: Signals, config) -> F
     of_answer = confidence.low_probability_confidence(signals.logp, signals.mask, share)
     return confidence.progrpo_advantages(
         group_advantage(reward, signals, config),
-        reward,
+        signals.correct,  # not the reward, which penalties may shift
         jnp.repeat(of_prompt, size),
         of_answer,
         size,
@@ -254,14 +255,18 @@ RECIPES = {
     "gspo": Method(
         outcome_reward, group_advantage, fixed={"importance_sampling_level": "sequence"}
     ),
-    "rloo": Method(outcome_reward, rloo_advantage, fixed={"scale_rewards": "none"}),
+    "rloo": Method(
+        outcome_reward, rloo_advantage,
+        fixed={"scale_rewards": "none", "advantage_preset": "verl", "std_floor": "0"},
+    ),
     "high_entropy_tokens": Method(
-        outcome_reward, group_advantage, fixed={"top_entropy_quantile": 0.2}
+        outcome_reward, group_advantage,
+        fixed={"top_entropy_quantile": 0.2, "loss_type": "token_mean"},
     ),
     "ispo": Method(ispo_reward, group_advantage, _ispo_needs, fixed=_ZERO_ONE, section="ispo"),
     "erpo": Method(
         outcome_reward,
-        shaped(erpo.erpo_advantages, "entropy", "logp", "logp_ref", "mask", section="erpo"),
+        shaped(erpo.erpo_advantages, "entropy", "logp", "logp_ref", "mask"),
         frozenset({"logp_ref"}), section="erpo",
     ),
     "gtpo": Method(

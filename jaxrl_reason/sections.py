@@ -78,7 +78,8 @@ class RolloutSection:
     temperature: float = 1.0
 
     def __post_init__(self):
-        at_least("rollout", self, num_prompts=1, num_generations=1, max_completion_length=1)
+        # advantages are relative to the group: a group of one would teach nothing
+        at_least("rollout", self, num_prompts=1, num_generations=2, max_completion_length=1)
         require("rollout.temperature", self.temperature, self.temperature > 0, "> 0")
 
 

@@ -22,7 +22,7 @@ def mixed_groups(num_correct: np.ndarray, num_generations: int) -> np.ndarray:
 
 
 def perplexity_window(perplexity: np.ndarray, num_keep: int, progress: float) -> np.ndarray:
-    """PREPO (Sun et al. 2025, as interpreted): the candidates [C] to train on, indices [num_keep].
+    """PREPO (Sun et al. 2025, arXiv:2511.00794, as interpreted): the candidates [C] to train on, indices [num_keep].
 
     Candidates are ordered by prompt perplexity, ascending (ties: the earlier first); the window of
     `num_keep` starts at ⌊ρ·(C − num_keep)⌋, ρ = `progress` being the share of training done. So easy

@@ -80,6 +80,8 @@ def parse_overrides(items: list[str]) -> dict:
     overrides = {}
     for item in items:
         key, equals, text = item.partition("=")
+        if key == "seed":
+            raise ValueError(f"--set {item}: seeds are named by --seeds")
         if not equals or key in overrides:
             raise ValueError(f"--set {item}: expected key=value, each key once")
         known = dataclasses.asdict(TrainConfig())
@@ -153,7 +155,8 @@ def is_finished(run: Run) -> bool:
         return False
     there = config_lib.from_run(TrainConfig, there)
     steps = {there.num_steps, last, after.get("step")}
-    return steps == {run.config.num_steps} and there.eval == run.config.eval
+    saved = os.path.isdir(os.path.join(run.folder, "checkpoints", str(run.config.num_steps)))
+    return saved and steps == {run.config.num_steps} and there.eval == run.config.eval
 
 
 def run_all(runs: list[Run], jobs: int, lock: int) -> list[Run]:

@@ -25,6 +25,7 @@ from jaxrl_reason.report.console import Console, print_table, results_table
 from jaxrl_reason.training import HeldOut, build, restore
 from jaxrl_reason.verify import VerifierPool
 
+GAP = "policy/rescoring_gap/max"  # of the first update alone: later ones have moved the policy
 WARNING_STEPS = 3  # how many first steps are checked for dense terms that outweigh the outcome
 
 
@@ -101,7 +102,7 @@ def optimise(config: TrainConfig, parts, state, batch: dict):
     metrics = None
     for part in placed * algorithm.num_iterations:
         state, own = parts.update(state, part, parts.frozen)
-        metrics = own if metrics is None else merge_metrics(metrics, own)
+        metrics = own if metrics is None else merge_metrics(metrics, own) | {GAP: metrics[GAP]}
     return state, mesh_lib.fetch(metrics)
 
 

@@ -22,7 +22,7 @@ from jaxrl_reason.data.tokenizer import Tokenizer
 from jaxrl_reason.model import ModelConfig, lora
 from jaxrl_reason.model.decoder import abstract_params, cast_params
 from jaxrl_reason.types import TrainState
-from jaxrl_reason.verify import VerifierPool
+from jaxrl_reason.verify import VerifierPool, write_answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +57,23 @@ def build(config: TrainConfig) -> Parts:
     model_config, params, tokenizer = setup.load_model(
         config.model, mesh, masters=not config.lora.rank
     )
-    check_sizes(config, mesh, model_config)
+    check_length(config, model_config)
+    check_sizes(config, mesh)
     problems, too_long, fits = training_problems(config, tokenizer)
-    check_problems(config, recipe, problems)
+    check_problems(config, recipe, problems, tokenizer, model_config)
     held_out = evaluation_problems(config.eval)
     if config.eval.source == config.data.source and config.eval.source not in PROCEDURAL:
         print(f"warning: eval.source is the training set {config.data.source}", file=sys.stderr)
     model_config, trained, frozen = add_adapters(config, mesh, model_config, params)
-    updates = config.num_steps * config.algorithm.updates_per_step
-    optimizer, schedule = learner.make_optimizer(config.optimizer, updates)
+    optimizer, schedule = learner.make_optimizer(
+        config.optimizer, config.num_steps, config.algorithm.updates_per_step
+    )
+    if config.optimizer.warmup_steps >= config.num_steps:
+        print(
+            f"warning: optimizer.warmup_steps: {config.optimizer.warmup_steps} of {config.num_steps} "
+            "steps, the peak rate is never reached",
+            file=sys.stderr,
+        )
     shardings = learner.state_shardings(mesh, optimizer, trained_template(config, model_config))
     update = learner.make_update(
         model_config,
@@ -191,28 +199,39 @@ def trained_template(config: TrainConfig, model_config):
     return make(model_config)
 
 
-def check_problems(config: TrainConfig, recipe: recipes.Recipe, problems) -> None:
-    """Refuse problems that lack what the recipe reads: hints, or a reference answer in words."""
+def check_problems(config: TrainConfig, recipe: recipes.Recipe, problems, tokenizer, model_config):
+    """Refuse problems that lack what the recipe reads: hints, or a reference answer that fits."""
     if recipe.sampling == "hints" and isinstance(problems, list):
         if not any(problem.hints for problem in problems):
             raise ValueError(f"data.source: no problem of {config.data.source} has 'hints'")
     elif recipe.sampling == "hints" and config.data.source != "arithmetic":
         raise ValueError(f"data.source: problems of {config.data.source!r} have no hints")
-    if "gold_logp" in recipe.needs and problems[0].kind != "math":
-        raise ValueError(
-            f"data.source: recipe {config.algorithm.recipe!r} needs a reference answer, and a problem "
-            f"of kind {problems[0].kind!r} has none"
-        )
+    if "gold_logp" in recipe.needs:
+        listed = problems if isinstance(problems, list) else [problems[0]]
+        other = next((p for p in listed if p.kind != "math"), None)
+        if other:
+            raise ValueError(
+                f"data.source: recipe {config.algorithm.recipe!r} needs a reference answer, and "
+                f"{other.id!r} of kind {other.kind!r} has none"
+            )
+        form = prompts_lib.answer_format(config.data.template, config.data.answer_format)
+        longest = max(len(tokenizer.encode(write_answer(p.answer, form))) for p in listed)
+        check_length(config, model_config, longest)
 
 
-def check_sizes(config: TrainConfig, mesh, model_config) -> None:
-    """Refuse batch sizes that do not split over the mesh, and lengths the model was not made for."""
-    length = config.data.max_prompt_length + config.rollout.max_completion_length
+def check_length(config: TrainConfig, model_config, answer: int = 0) -> None:
+    """Refuse lengths the model was not made for; `answer` tokens are scored after a whole response."""
+    length = config.data.max_prompt_length + config.rollout.max_completion_length + answer
     if length > model_config.max_position_embeddings:
+        after = f", {answer} of them a reference answer" if answer else ""
         raise ValueError(
-            f"data.max_prompt_length + rollout.max_completion_length: {length} positions, but "
+            f"data.max_prompt_length + rollout.max_completion_length: {length} positions{after}, but "
             f"{config.model.path} has max_position_embeddings {model_config.max_position_embeddings}"
         )
+
+
+def check_sizes(config: TrainConfig, mesh) -> None:
+    """Refuse batch sizes that do not split over the mesh."""
     parts = mesh_lib.batch_parts(mesh)
     for key, size in (
         ("rollout.num_prompts", config.rollout.num_prompts),

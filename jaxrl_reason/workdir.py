@@ -72,9 +72,8 @@ def differences(old, new, prefix: str = "") -> list[tuple]:
 
 
 def _may_change(key: str, old: dict) -> bool:
-    if (
-        key == "num_steps"
-    ):  # may have decided the rate of the steps done, or PREPO's choice of prompts
+    # num_steps may have decided the rate of the steps done, or PREPO's choice of prompts
+    if key == "num_steps":
         prepo = old.get("algorithm", {}).get("recipe") == "prepo"
         if old["optimizer"]["schedule"] != "constant" or prepo:
             return False

@@ -75,6 +75,7 @@ def test_blank_rows_count_nowhere():
     row = finalise(got)
     assert row["reward"] == 1.0
     assert row["frac_reward_zero_std"] == 0.5
+    assert row["zero_advantage/gradient"] == 0.0  # of the two groups that are there
     assert row["useful_rollouts"] == 1.0
     assert got["ispo/same_outcome_advantage_share/all_wrong"][0] == 2.0  # of group 1 alone
     assert row["ispo/same_outcome_advantage_share"] == 1.0
@@ -84,6 +85,7 @@ def test_zero_advantage_accounting():
     advantages = jnp.array([0.0, 0.0, 0.5, -0.5, 1.0, -1.0, -1.0, 1.0])[:, None] * jnp.ones((1, 3))
     row = finalise(diagnostics.advantage_metrics(make_signals(), advantages, 2))
     assert row["useful_rollouts"] == 6 / 8
+    assert row["zero_advantage/gradient"] == 1 / 4  # whatever the rewards are
     # Σ|Â| of the groups: 0, 1, 2, 2
     assert row["ispo/same_outcome_advantage_share"] == 1 / 5
     assert row["ispo/same_outcome_advantage_share/all_correct"] == 0

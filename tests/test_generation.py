@@ -127,6 +127,17 @@ def test_dynamic_sampling_goes_on_with_what_there_is():
     assert got.sampled.rollouts.mask.all()
 
 
+def test_blanks_are_dealt_to_all_mini_batches():
+    generate = FakeGenerator([MIXED, MIXED, NONE, NONE])
+    draw = lambda: ([*problems(), Problem("p3", "problem 3", "7")], np.arange(4))  # noqa: E731
+    got = gather(
+        generate, draw, None, 1, PhaseTimer(), dynamic=True, max_resample=0, num_mini_batches=2
+    )
+    filled = got.rows.rollouts.mask.any(axis=1)
+    np.testing.assert_array_equal(filled, [True, True, False, False] * 2)
+    assert [ids(got.rows)[i] for i in (0, 2)] == ["p0", "p1"]
+
+
 def test_not_one_mixed_group_leaves_a_blank_batch():
     got = collected(FakeGenerator([ALL, NONE, ALL], [NONE] * 3), dynamic=True, max_resample=1)
     assert got.costs["sampling/kept_prompts"] == 0
@@ -165,7 +176,9 @@ def test_the_weakest_hint_that_succeeds_replaces_the_last_rollout():
     )
     assert [int(x) for x in got.rows.prompt_tokens[:, 0]] == [1, 1, 1, 3, 1, 2]
     assert got.costs["sampling/hinted_prompts"] == 2
+    assert got.costs["sampling/hinted_generated_prompts"] == 3  # p1 twice
     assert got.costs["sampling/hinted_rollouts"] == 2
+    assert got.num_tokens == (P + 3) * (G * T + S)
     # accuracy is counted without hints, from rollouts that were left as they were
     np.testing.assert_array_equal(got.sampled.num_correct, [1, 0, 0])
     assert got.sampled.rollouts.tokens[3, 0] == 1015

@@ -99,6 +99,24 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(mesh, adam, poison)
     assert_trees((state.params, state.opt_state), (expected.params, expected.opt_state), rtol=0)
 
 
+def test_a_batch_without_weight_leaves_the_state_alone(mesh, adam):
+    """Adam's momentum and decay would move the weights although there is nothing to learn from."""
+    start, update = adam
+    batch = tiny_model.make_batch("sequence_mean")
+    state, _ = tiny_model.step(mesh, update, start(), batch, 8)
+    before = jax.device_get((state.params, state.opt_state))
+    blank = batch | {"weights": np.zeros_like(batch["weights"])}
+    state, metrics = tiny_model.step(mesh, update, state, blank, 8)
+    assert_trees((state.params, state.opt_state), before, rtol=0)
+    assert metrics["grad_norm"][0] == 0
+    assert (int(state.step), int(state.skipped)) == (2, 0)
+
+
+def test_mini_batches_are_adjacent_rows():
+    parts = learner.mini_batches({"a": np.arange(6)}, 3)
+    assert [part["a"].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+
+
 def test_eight_devices_give_the_update_of_one():
     run = subprocess.run(
         [sys.executable, "-m", "tests.sharded_update"],
@@ -137,6 +155,14 @@ def test_schedules():
         rates(4, learning_rate=0.4, schedule="cosine", warmup_steps=2),
         [0.2, 0.4, 0.4, 0.2, 0.0],
         atol=1e-7,
+    )
+
+
+def test_warm_up_counts_steps_whatever_the_updates_in_each():
+    section = OptimizerSection(learning_rate=0.4, warmup_steps=2)
+    _, schedule = learner.make_optimizer(section, 4, updates_per_step=2)
+    np.testing.assert_allclose(
+        [schedule(i) for i in range(5)], [0.1, 0.2, 0.3, 0.4, 0.4], rtol=1e-6
     )
 
 

@@ -25,6 +25,16 @@ def train(method, folder, *args, steps=2):
 
 def test_every_recipe_has_a_config_file():
     assert sorted(RECIPES) == METHODS
+    for name in METHODS:
+        text = content(os.path.join(ROOT, "configs", f"{name}.py")).decode()
+        for part in (
+            "Paper:",
+            "Departures:",
+            f"--config=configs/{name}.py",
+            "Expect on the embedded",
+        ):
+            assert part in text, (name, part)
+        assert "EXPECT_" not in text, name
 
 
 @pytest.mark.slow
@@ -87,6 +97,8 @@ def test_lora_trains_adapters_alone_and_exports_them(tmp_path):
         return run([*command("export", one)[:3], f"--workdir={one}", *args])
 
     assert export().returncode == 0
+    mixed = export("--merged", f"--out={one / 'export'}")
+    assert mixed.returncode != 0 and "adapter_config.json" in mixed.stderr
     assert sorted(os.listdir(one / "export")) == [
         "adapter_config.json",
         "adapter_model.safetensors",

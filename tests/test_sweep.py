@@ -49,6 +49,7 @@ steps, after = config["num_steps"], 0.5 + 0.1 * config["seed"]
 write("config.json", {"main": "train", "config": config})
 write("eval/before.json", {"step": 0, "metrics": {"greedy_pass@1": 0.25}})
 write("metrics.jsonl", {"step": steps, "thinking_rate": 0.5, "step_time": 1.0})
+os.makedirs(os.path.join(folder, "checkpoints", str(steps)), exist_ok=True)
 write("eval/after.json", {"step": steps, "metrics": {"greedy_pass@1": after}})
 """
 
@@ -259,7 +260,7 @@ def test_table_2_has_the_papers_rows():
     runs, blocks = planned("ispo_table2")
     assert list(blocks.values()) == [
         ["grpo", "+ifd", "+token", "ispo"],
-        ["entropy", "drift", "union", "intersection"],
+        ["entropy", "drift", "union", "ispo"],
         ["symmetric", "beta=0", "ispo"],
     ]
     assert len(runs) == 9  # ISPO once

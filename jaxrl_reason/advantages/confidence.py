@@ -1,4 +1,4 @@
-"""ProGRPO (Li et al. 2026, as interpreted): answers less confident than their prompt are favoured.
+"""ProGRPO (Li et al. 2026, arXiv:2602.05281, as interpreted): answers less confident than their prompt are favoured.
 
     Â + α·(c(q) − c(o)) in groups with Σ R > 0,   c = exp(mean log-prob of the least likely ⌈20 %⌉ of tokens)
 

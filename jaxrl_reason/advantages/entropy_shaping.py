@@ -56,7 +56,7 @@ def grpo_s_advantages(
 
 
 def entropy_weights(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, " B"]:
-    """PREPO (Sun et al. 2025, as interpreted): a sequence's mean entropy over the batch's mean of those.
+    """PREPO (Sun et al. 2025, arXiv:2511.00794, as interpreted): a sequence's mean entropy over the batch's mean of those.
 
     Rows without tokens count nowhere (weight 0); 1 for all where every entropy is 0.
     """

@@ -34,6 +34,12 @@ def summary(folder: str) -> dict[str, float]:
         return statistics.fmean(values) if values else float("nan")
 
     sampled = next((name for name in after if name.startswith("avg@")), None)
+    # older runs have the fraction of flat rewards alone, which for their methods is the same
+    no_gradient = (
+        "zero_advantage/gradient"
+        if "zero_advantage/gradient" in rows[0]
+        else "frac_reward_zero_std"
+    )
     figures = {
         "greedy before": before["greedy_pass@1"],
         "greedy after": after["greedy_pass@1"],
@@ -43,12 +49,20 @@ def summary(folder: str) -> dict[str, float]:
         "entropy at the end": mean(end, "entropy"),
         "length at the end": mean(end, "completions/mean_length"),
         "same-outcome groups": mean(rows, "zero_advantage/outcome"),
-        "groups without gradient": mean(rows, "frac_reward_zero_std"),
+        "groups without gradient": mean(rows, no_gradient),
+        "sampled groups trained on": share_kept(rows),
         "seconds per step": statistics.median(row["step_time"] for row in rows),
     }
     if sampled:
         figures[f"{sampled} after"] = after[sampled]
     return {name: value for name, value in figures.items() if not math.isnan(value)}
+
+
+def share_kept(rows: list[dict]) -> float:
+    """Groups that were trained on over groups that were sampled; NaN in runs that did not count them."""
+    generated = sum(row.get("sampling/generated_prompts", 0) for row in rows)
+    kept = sum(row.get("sampling/kept_prompts", 0) for row in rows)
+    return kept / generated if generated else float("nan")
 
 
 def method_of(folder: str) -> str:

@@ -27,7 +27,7 @@ def draw(workdir: str) -> str:
     left.set(title="Accuracy", ylim=(0, 1.02))
     _line(middle, rows, "zero_advantage/all_wrong", "all wrong")
     _line(middle, rows, "zero_advantage/all_correct", "all correct")
-    _line(middle, rows, "frac_reward_zero_std", "zero advantage (reward)")
+    _line(middle, rows, "zero_advantage/gradient", "without gradient")
     _line(middle, rows, "thinking_rate", "thinking rollouts")
     middle.set(title="Share of groups, of rollouts", ylim=(0, 1.02))
     _line(right, rows, "completions/mean_length", "mean length (tokens)")

@@ -79,7 +79,8 @@ def gold_rows(
             ]
         )
     longest = max(len(prefix) + len(ids) for _, prefix, ids, _ in rows)
-    length = max(8, 1 << (longest - 1).bit_length())  # powers of two: few shapes are compiled
+    most = tokens.shape[1] + max(len(ids) for ids, _ in gold)
+    length = min(max(8, 1 << (longest - 1).bit_length()), most)  # powers of two: few shapes
     out = np.zeros((len(rows), length), np.int32)
     mask, is_answer = np.zeros(out.shape, bool), np.zeros(out.shape, bool)
     for (_, prefix, ids, answer), n in rows.items():

@@ -151,7 +151,7 @@ def first_update_deviation(config, params, rows, temperature, remat, micro_batch
         "weights": np.asarray(loss_weights(mask, "sequence_mean")),
     }
 
-    def loss_fn(logp, batch):
+    def loss_fn(logp, entropy, batch):
         names = ("logp_old", "advantages", "mask")
         return policy_loss(logp, *(batch[name] for name in names), weights=batch["weights"])
 
