@@ -8,7 +8,8 @@ Settings that come to the same configuration are run once and stand in each of t
 is checked before the first run starts. A run lives in <workdir>/<row>-<seed>, with what it printed in
 train.log; the same command again skips what is finished and continues what is not. A run that fails is
 reported and the others go on; the exit status is then 1. The table, mean ± standard deviation over seeds,
-is also in <workdir>/table.md; --table writes it from what is finished and starts nothing.
+is also in <workdir>/table.md, accuracy and thinking over the steps in curves.png; --table writes both from
+what is finished and starts nothing.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from absl import app, flags
 from jaxrl_reason import config as config_lib
 from jaxrl_reason import setup, workdir
 from jaxrl_reason.config import TrainConfig
-from jaxrl_reason.report import compare
+from jaxrl_reason.report import compare, sweep_curves
 from jaxrl_reason.report.curve import read_rows
 
 TRAIN = [sys.executable, "-m", "jaxrl_reason.train"]
@@ -211,15 +212,18 @@ def tail(run: Run, offset: int) -> str:
     return "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
 
 
-def write_table(path: str, title: str, blocks: dict) -> str:
-    """The Markdown table of what is finished, a part a block, also written to `path`."""
-    parts = [title]
-    for block, rows in blocks.items():
-        done = {name: [r.folder for r in runs if is_finished(r)] for name, runs in rows.items()}
-        parts.append(f"**{block}**\n\n{compare.table(done)}")
-    text = "\n\n".join(parts) + "\n"
-    with open(path, "w", encoding="utf-8") as f:
+def write_results(folder: str, title: str, blocks: dict) -> str:
+    """The Markdown table of what is finished, a part a block; also table.md and curves.png in `folder`."""
+    done = {
+        block: {name: [r.folder for r in runs if is_finished(r)] for name, runs in rows.items()}
+        for block, rows in blocks.items()
+    }
+    parts = [f"**{block}**\n\n{compare.table(rows)}" for block, rows in done.items()]
+    text = "\n\n".join([title, *parts]) + "\n"
+    with open(os.path.join(folder, "table.md"), "w", encoding="utf-8") as f:
         f.write(text)
+    if any(folders for rows in done.values() for folders in rows.values()):
+        sweep_curves.draw(os.path.join(folder, "curves.png"), done)
     return text
 
 
@@ -255,7 +259,7 @@ def sweep(spec: str, folder: str, seeds, more, jobs: int, dry_run: bool, table: 
             print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished", flush=True)
             failed = run_all(todo, jobs, lock)
     title = f"{spec}, seeds {', '.join(map(str, seeds))}" + "".join(f", {item}" for item in more)
-    print(write_table(os.path.join(folder, "table.md"), title, blocks))
+    print(write_results(folder, title, blocks))
     return failed
 
 
@@ -278,7 +282,7 @@ def main(_):
 def run_from_command_line() -> None:
     """Define the flags and run."""
     flags.DEFINE_string("sweep", None, "Sweep file, e.g. configs/sweeps/ispo_table2.py:part=a.")
-    flags.DEFINE_string("workdir", None, "Folder of the runs and of table.md.")
+    flags.DEFINE_string("workdir", None, "Folder of the runs, table.md and curves.png.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every setting.")
     flags.DEFINE_multi_string("set", [], "key=value on top of every setting; may be repeated.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time.")

@@ -132,6 +132,7 @@ def test_runs_go_in_order_and_finished_ones_are_skipped(fake, capsys):
     assert lines[3].startswith("| +ifd | 2 |")
     assert lines[-1].replace("default", "ispo") == lines[2]
     assert (fake.folder / "table.md").read_text() in printed
+    assert (fake.folder / "curves.png").stat().st_size > 1000
 
     assert fake() == []
     assert "4 runs, 4 of them finished" in capsys.readouterr().out
