@@ -54,9 +54,11 @@ def _line(axis, folders, metric, name, style):
 
 
 def _smoothed(folder: str, metric: str) -> list[float]:
-    """Running mean over the last SMOOTHING steps, as many as there are."""
+    """Mean of what the last SMOOTHING steps have of a metric; NaN where they have nothing."""
     rows = read_rows(os.path.join(folder, "metrics.jsonl"))
-    values = [np.nan if row.get(metric) is None else row[metric] for row in rows]
-    return [
-        float(np.nanmean(values[max(0, i - SMOOTHING + 1) : i + 1])) for i in range(len(values))
-    ]
+    means = []
+    for i in range(len(rows)):
+        last = [row.get(metric) for row in rows[max(0, i - SMOOTHING + 1) : i + 1]]
+        there = [value for value in last if value is not None]
+        means.append(sum(there) / len(there) if there else np.nan)
+    return means
