@@ -108,8 +108,6 @@ class Collector:
                 correct=correct,
                 logp_sampler=rows.rollouts.logp,
                 truncated=rows.rollouts.truncated,
-                thinking=np.array([r.thinking for r in rows.responses]),
-                has_format=np.array([r.has_format for r in rows.responses]),
                 **fields,
             )
             reward, terms, advantages, learn, metrics = jax.device_get(self._credit(signals))

@@ -280,20 +280,18 @@ class Scaffold:
                 continue
             # one shape for any number of prompts
             places = [*hinted] + [next(iter(hinted))] * (batch - len(hinted))
-            own = np.array(
-                [zlib.crc32(f"hint {level}".encode(), int(keys[p])) for p in places], np.uint32
-            )
-            tries = generate(
-                params, generate.prompts([hinted[p] for p in places], own), step, timer
-            )
+            salt = f"hint {level}".encode()
+            own_keys = np.array([zlib.crc32(salt, int(keys[p])) for p in places], np.uint32)
+            prompts = generate.prompts([hinted[p] for p in places], own_keys)
+            tries = generate(params, prompts, step, timer)
             with timer("verify"):
                 right = tries.correct.reshape(batch, size) > 0.5
             for place, p in enumerate(hinted):
                 successes[level, p] = right[place]
             tried |= hinted.keys()
             generated += len(hinted)
-            own = tries.take(range(len(hinted)))
-            tokens += int(own.rollouts.lengths.sum() + own.prompt_mask[::size].sum())
+            real = tries.take(range(len(hinted)))  # without the repeated ones
+            tokens += int(real.rollouts.lengths.sum() + real.prompt_mask[::size].sum())
             levels[-1] = (tries, list(hinted))
         found = selection.weakest_hints(successes)
         replaced = [(p, *found[p]) for p in range(batch) if found[p, 0] >= 0]

@@ -55,8 +55,6 @@ class Signals:
     entropy: Float[Array, "B T"]
     logp_sampler: Float[Array, "B T"]
     truncated: Bool[Array, " B"]
-    thinking: Bool[Array, " B"]
-    has_format: Bool[Array, " B"]
     logp_ref: Float[Array, "B T"] | None = None
     answer_logp: Float[Array, "B K"] | None = None
     answer_logp_ablated: Float[Array, "B K"] | None = None

@@ -24,8 +24,6 @@ def make_signals(**fields):
         "entropy": zeros,
         "logp_sampler": zeros,
         "truncated": jnp.zeros(8, bool),
-        "thinking": jnp.zeros(8, bool),
-        "has_format": jnp.zeros(8, bool),
     }
     return Signals(**values | fields)
 
@@ -37,13 +35,12 @@ def test_rollout_metrics():
         logp_sampler=jnp.where(MASK, logp.at[0, 0].set(-1.5), jnp.inf),
         entropy=jnp.where(MASK, 0.25, jnp.nan),
         truncated=jnp.arange(8) < 2,
-        thinking=jnp.arange(8) < 4,
-        has_format=jnp.arange(8) < 6,
     )
+    has_format, thinking = jnp.arange(8) < 6, jnp.arange(8) < 4
     # rewards: flat 1; ±: σ of (0, 2) is √2; flat 0; (1, 0) is √½
     reward = jnp.array([1.0, 1.0, 0.0, 2.0, 0.0, 0.0, 1.0, 0.0])
     lengths = signals.mask.sum(axis=1)
-    own = (signals.truncated, signals.correct, signals.has_format, signals.thinking)
+    own = (signals.truncated, signals.correct, has_format, thinking)
     row = finalise(
         diagnostics.completion_metrics(lengths, *own, 2)
         | diagnostics.reward_metrics(signals, reward, 2)

@@ -53,8 +53,6 @@ def make_signals(garbage=0.0, **fields):
         "entropy": draw(mask, 0, 2),
         "logp_sampler": draw(mask, -3, 0),
         "truncated": jnp.zeros(8, bool),
-        "thinking": jnp.ones(8, bool),
-        "has_format": jnp.ones(8, bool),
         "logp_ref": draw(mask, -3, 0),
         "answer_logp": draw(answer_mask, -1, 0),
         "answer_logp_ablated": draw(answer_mask, -3, 0),
