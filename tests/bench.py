@@ -2,8 +2,8 @@
 
     python -m tests.bench [--steps=30] [--methods=grpo,ispo,dapo,erpo] [key=value overrides, e.g. rollout.num_prompts=64]
 
-Runs the methods alternately with the same settings and prints medians over the steps after the first
-three (which compile). Machines differ and so do their moods: quote ratios of one run.
+Runs the methods alternately with the same settings and prints means over the steps after the first three
+(which compile). Machines differ and so do their moods: quote ratios of one run.
 """
 
 import statistics
@@ -15,6 +15,7 @@ from tests.test_train import command, rows, run
 ROUNDS = 2
 SKIP = 3
 METHODS = "grpo,ispo,dapo,erpo"
+OPTIONS = ("--steps", "--methods")
 
 
 def measure(method: str, steps: int, overrides: list[str]) -> list[dict]:
@@ -42,25 +43,27 @@ def option(argv: list[str], name: str, default: str) -> str:
 def main(argv: list[str]) -> None:
     steps = int(option(argv, "steps", "30"))
     results = {name: [] for name in option(argv, "methods", METHODS).split(",")}
+    unknown = [a for a in argv if a.startswith("--") and a.split("=")[0] not in OPTIONS]
+    if unknown:
+        sys.exit(f"{', '.join(unknown)}: unknown; options are {', '.join(OPTIONS)}")
     overrides = [a for a in argv if not a.startswith("--")]
     for _ in range(ROUNDS):
         for method, collected in results.items():
             collected += measure(method, steps, overrides)
     everything = [row for collected in results.values() for row in collected]
     phases = [*dict.fromkeys(k for row in everything for k in row if k.startswith("seconds/"))]
-    median = {
-        method: {
-            p: statistics.median(r.get(p, 0.0) for r in collected) for p in [*phases, "step_time"]
-        }
-        for method, collected in results.items()
-    }
+    columns = [*phases, "step_time"]
     first = next(iter(results))
-    print(f"median seconds per step, {len(results[first])} steps each, and the ratio to {first}")
-    names = [p.removeprefix("seconds/") for p in phases]
-    print(f"{'method':20s}" + "".join(f"{name:>9s}" for name in [*names, "step", "ratio"]))
-    for method, values in median.items():
-        cells = "".join(f"{values[p]:9.3f}" for p in [*phases, "step_time"])
-        print(f"{method:20s}{cells}{values['step_time'] / median[first]['step_time']:9.3f}")
+    print(f"mean seconds per step over {len(results[first])} steps each, and the ratio to {first}")
+    names = [*(p.removeprefix("seconds/") for p in phases), "step", "ratio", "prompts"]
+    print(f"{'method':20s}" + "".join(f"{name:>9s}" for name in names))
+    base = statistics.fmean(row["step_time"] for row in results[first])
+    for method, collected in results.items():
+        means = [statistics.fmean(row.get(c, 0.0) for row in collected) for c in columns]
+        # a method that draws again does so more often the better the policy is
+        prompts = statistics.fmean(row["sampling/generated_prompts"] for row in collected)
+        cells = [*means, means[-1] / base]
+        print(f"{method:20s}" + "".join(f"{x:9.3f}" for x in cells) + f"{prompts:9.1f}")
 
 
 if __name__ == "__main__":
