@@ -2,8 +2,8 @@
 
     python -m tests.bench [--steps=30] [--methods=grpo,ispo,dapo,erpo] [key=value overrides, e.g. rollout.num_prompts=64]
 
-Runs the methods alternately with the same settings and prints means over the steps after the first three
-(which compile). Machines differ and so do their moods: quote ratios of one run.
+Runs the methods alternately with the same settings and prints medians over the steps after the first
+three (which compile; later ones may, now and then). Machines differ and so do their moods: quote ratios of one run.
 """
 
 import statistics
@@ -54,15 +54,15 @@ def main(argv: list[str]) -> None:
     phases = [*dict.fromkeys(k for row in everything for k in row if k.startswith("seconds/"))]
     columns = [*phases, "step_time"]
     first = next(iter(results))
-    print(f"mean seconds per step over {len(results[first])} steps each, and the ratio to {first}")
+    print(f"median seconds per step, {len(results[first])} steps each, and the ratio to {first}")
     names = [*(p.removeprefix("seconds/") for p in phases), "step", "ratio", "prompts"]
     print(f"{'method':20s}" + "".join(f"{name:>9s}" for name in names))
-    base = statistics.fmean(row["step_time"] for row in results[first])
+    base = statistics.median(row["step_time"] for row in results[first])
     for method, collected in results.items():
-        means = [statistics.fmean(row.get(c, 0.0) for row in collected) for c in columns]
+        medians = [statistics.median(row.get(c, 0.0) for row in collected) for c in columns]
         # a method that draws again does so more often the better the policy is
         prompts = statistics.fmean(row["sampling/generated_prompts"] for row in collected)
-        cells = [*means, means[-1] / base]
+        cells = [*medians, medians[-1] / base]
         print(f"{method:20s}" + "".join(f"{x:9.3f}" for x in cells) + f"{prompts:9.1f}")
 
 
